@@ -1,0 +1,1 @@
+//! Hosts: what carries messages between actors and gives each its storage, clock and alarm.

@@ -1,0 +1,15 @@
+//! The actor model of DoSQL: the [`runtime`] (what an actor is and what it may touch), the actors that own data, and the
+//! [`host`]s that need no cloud.
+//!
+//! An actor is private state behind one mailbox. It reaches the world only through its [`Context`]: other actors, its own
+//! SQLite, object storage, the clock, randomness, the alarm. Everything else is forbidden to actor code by clippy
+//! (`clippy.toml` in this crate, shared with the crates of the other actors), which is what lets the same code run in one
+//! process, in a simulator and on Durable Objects.
+
+pub mod host;
+pub mod runtime;
+
+pub use runtime::{
+    Actor, Call, Context, Delivery, Handled, Host, Input, Mailbox, ObjectError, ObjectMeta, ObjectStore, Payload,
+    Settings, SettingsError, mailbox, supervise,
+};

@@ -1,0 +1,212 @@
+//! What an actor may touch.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dosql_proto::{Address, Envelope, Error, ErrorCode, Protocol};
+use futures_util::future::{Either, LocalBoxFuture, select};
+use rusqlite::Connection;
+
+use super::{ObjectStore, Payload, Settings};
+
+/// What a host gives one actor. Implemented by each host; actors use [`Context`].
+pub trait Host {
+    /// The actor this serves.
+    fn address(&self) -> &Address;
+    /// Milliseconds since the Unix epoch. Does not go back between two calls within one incarnation.
+    fn now_ms(&self) -> u64;
+    /// A random number from the host's source.
+    fn random_u64(&self) -> u64;
+    /// Completes after `duration`.
+    fn sleep(&self, duration: Duration) -> LocalBoxFuture<'static, ()>;
+    /// Has [`Input::Alarm`](super::Input::Alarm) delivered at `at_ms` or later, even after a crash. One alarm an actor: the
+    /// last call counts.
+    fn set_alarm(&self, at_ms: u64);
+    /// Opens the actor's own database, with the host's pragmas set. One connection at a time.
+    ///
+    /// # Errors
+    /// `STORAGE` where it cannot be opened.
+    fn open_storage(&self) -> Result<Connection, Error>;
+    /// Opens an empty private database that vanishes when closed and spills to disk where the host has one.
+    ///
+    /// # Errors
+    /// `STORAGE` where it cannot be opened.
+    fn open_scratch(&self) -> Result<Connection, Error>;
+    /// Object storage.
+    fn objects(&self) -> Rc<dyn ObjectStore>;
+    /// Delivers a message to `envelope.to` and waits for the answer.
+    fn send(&self, envelope: Envelope, payload: Payload) -> LocalBoxFuture<'static, Result<Payload, Error>>;
+    /// Runs a future of this actor's beside its mailbox; dropped when the incarnation ends.
+    fn spawn(&self, future: LocalBoxFuture<'static, ()>);
+    /// The system's settings.
+    fn settings(&self) -> &Arc<Settings>;
+}
+
+/// What the message being handled belongs to: passed on with every `ask`, so that a deadline, a trace and the caller's
+/// identity cross every hop.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Call {
+    /// Who asked.
+    pub from: Option<Address>,
+    /// When the asker stops waiting, in milliseconds since the Unix epoch; 0: never.
+    pub deadline_ms: u64,
+    /// Ties together everything that one client call caused.
+    pub trace_id: String,
+    /// The authenticated caller; "" for the system itself.
+    pub caller: String,
+}
+
+impl Call {
+    /// Work of the system's own, without a deadline.
+    #[must_use]
+    pub fn system() -> Self {
+        Self::default()
+    }
+
+    /// The call an envelope carries.
+    #[must_use]
+    pub fn from_envelope(envelope: &Envelope) -> Self {
+        Self {
+            from: envelope.from.clone(),
+            deadline_ms: envelope.deadline_ms,
+            trace_id: envelope.trace_id.clone(),
+            caller: envelope.caller.clone(),
+        }
+    }
+
+    /// The same call with a deadline `timeout_ms` from now, or its own where that is sooner.
+    #[must_use]
+    pub fn within(&self, now_ms: u64, timeout_ms: u64) -> Self {
+        let limit = now_ms.saturating_add(timeout_ms);
+        let deadline_ms = if self.deadline_ms == 0 { limit } else { self.deadline_ms.min(limit) };
+        Self { deadline_ms, ..self.clone() }
+    }
+}
+
+/// An actor's only way to the world. Cheap to clone, for the futures an actor leaves running.
+#[derive(Clone)]
+pub struct Context {
+    host: Rc<dyn Host>,
+}
+
+impl Context {
+    /// A context on what a host gives.
+    #[must_use]
+    pub fn new(host: Rc<dyn Host>) -> Self {
+        Self { host }
+    }
+
+    /// This actor's address.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        self.host.address()
+    }
+
+    /// Milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        self.host.now_ms()
+    }
+
+    /// A random number.
+    #[must_use]
+    pub fn random_u64(&self) -> u64 {
+        self.host.random_u64()
+    }
+
+    /// Completes after `duration`. For the futures of [`Handled::Later`](super::Handled::Later); a handler that sleeps holds up
+    /// its mailbox.
+    pub async fn sleep(&self, duration: Duration) {
+        self.host.sleep(duration).await;
+    }
+
+    /// Has [`Actor::alarm`](super::Actor::alarm) called at `at_ms` (milliseconds since the epoch) or later, even after a crash.
+    /// The last call counts.
+    pub fn set_alarm(&self, at_ms: u64) {
+        self.host.set_alarm(at_ms);
+    }
+
+    /// Opens this actor's own database.
+    ///
+    /// # Errors
+    /// `STORAGE` where it cannot be opened.
+    pub fn open_storage(&self) -> Result<Connection, Error> {
+        self.host.open_storage()
+    }
+
+    /// Opens an empty private database that vanishes when closed.
+    ///
+    /// # Errors
+    /// `STORAGE` where it cannot be opened.
+    pub fn open_scratch(&self) -> Result<Connection, Error> {
+        self.host.open_scratch()
+    }
+
+    /// Object storage.
+    #[must_use]
+    pub fn objects(&self) -> Rc<dyn ObjectStore> {
+        self.host.objects()
+    }
+
+    /// The system's settings.
+    #[must_use]
+    pub fn settings(&self) -> &Arc<Settings> {
+        self.host.settings()
+    }
+
+    /// Runs a future beside the mailbox; dropped when this incarnation ends.
+    pub fn spawn(&self, future: impl Future<Output = ()> + 'static) {
+        self.host.spawn(Box::pin(future));
+    }
+
+    /// Asks the actor `name` of protocol `P` and waits for the answer, until the call's deadline.
+    ///
+    /// # Errors
+    /// What the actor answered; `DEADLINE_EXCEEDED`; `OVERLOADED` where its mailbox is full; `UNAVAILABLE` where it died
+    /// meanwhile or the message was lost, in which case it may have been handled or not.
+    pub fn ask<P: Protocol>(
+        &self,
+        name: &str,
+        request: P::Request,
+        call: &Call,
+    ) -> impl Future<Output = Result<P::Reply, Error>> + 'static {
+        let to = Address::new(P::KIND, name);
+        let now_ms = self.now_ms();
+        let envelope = Envelope {
+            to: Some(to.clone()),
+            from: Some(self.address().clone()),
+            deadline_ms: call.deadline_ms,
+            trace_id: call.trace_id.clone(),
+            caller: call.caller.clone(),
+        };
+        let deadline_ms = call.deadline_ms;
+        let host = Rc::clone(&self.host);
+        async move {
+            let sent = host.send(envelope, Payload::typed(request));
+            let payload = if deadline_ms == 0 {
+                sent.await?
+            } else {
+                let patience = Duration::from_millis(deadline_ms.saturating_sub(now_ms));
+                match select(sent, host.sleep(patience)).await {
+                    Either::Left((outcome, _)) => outcome?,
+                    Either::Right(_) => {
+                        let message = format!("no answer from {to} within {} ms", patience.as_millis());
+                        return Err(Error::retryable(ErrorCode::DeadlineExceeded, message, 0));
+                    }
+                }
+            };
+            payload.take()
+        }
+    }
+
+    /// Sends a message without waiting. It may be lost; whoever needs certainty asks.
+    pub fn tell<P: Protocol>(&self, name: &str, request: P::Request) {
+        let asked = self.ask::<P>(name, request, &Call::system());
+        self.spawn(async move {
+            if let Err(error) = asked.await {
+                tracing::debug!(%error, "a told message was not handled");
+            }
+        });
+    }
+}

@@ -1,0 +1,15 @@
+//! What an actor is, how it is reached, and what it may touch. Knows no host.
+
+mod actor;
+mod context;
+mod delivery;
+mod mailbox;
+mod objects;
+mod settings;
+
+pub use actor::{Actor, Handled};
+pub use context::{Call, Context, Host};
+pub use delivery::{Delivery, Input, Payload};
+pub use mailbox::{Mailbox, MailboxReceiver, mailbox, supervise};
+pub use objects::{ObjectError, ObjectMeta, ObjectStore};
+pub use settings::{AutoShard, Settings, SettingsError};

@@ -1,0 +1,172 @@
+//! The settings every host reads from its environment, under the names of the operator's guide.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+/// How a table created without a VSchema entry is sharded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AutoShard {
+    /// It lives unsharded on the default shard.
+    #[default]
+    Off,
+    /// By hash of its (first) primary key column.
+    PrimaryKey,
+    /// By hash of its first column.
+    FirstColumn,
+}
+
+impl FromStr for AutoShard {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "off" => Ok(Self::Off),
+            "primary-key" => Ok(Self::PrimaryKey),
+            "first-column" => Ok(Self::FirstColumn),
+            _ => Err("expected off, primary-key or first-column"),
+        }
+    }
+}
+
+/// The system's settings. Sizes in bytes, times in milliseconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// `SHARD_COUNT`: number of shards, named `shard-0`, `shard-1`, ...
+    pub shard_count: u32,
+    /// `SHARD_TIMEOUT_MS`: how long the router waits for one shard.
+    pub shard_timeout_ms: u64,
+    /// `MAX_PARALLEL_SHARDS`: shards one query asks at a time.
+    pub max_parallel_shards: u32,
+    /// `DOSQL_QUERY_TIMEOUT_MS`: how long a statement may take.
+    pub query_timeout_ms: u64,
+    /// `DOSQL_WAL_SEGMENT_SIZE`: bytes of log records in a sealed segment.
+    pub wal_segment_size: u64,
+    /// `DOLAKE_FLUSH_INTERVAL_MS`: longest time an event waits in the lake's buffer.
+    pub lake_flush_interval_ms: u64,
+    /// `DOLAKE_MAX_BUFFER_SIZE`: bytes the lake buffers before it refuses more.
+    pub lake_max_buffer_size: u64,
+    /// `DOLAKE_EVENT_THRESHOLD`: buffered events that trigger a flush.
+    pub lake_event_threshold: u64,
+    /// `DOLAKE_PARQUET_ROW_GROUP_SIZE`: rows in a Parquet row group.
+    pub lake_parquet_row_group_size: u64,
+    /// `CDC_BATCH_SIZE`: records delivered to the lake at a time.
+    pub cdc_batch_size: u64,
+    /// `CDC_BATCH_TIMEOUT_MS`: how long the stream waits before it looks for records it was not told of.
+    pub cdc_batch_timeout_ms: u64,
+    /// `CDC_MAX_RETRY_COUNT`: retries of one delivery before it rests until the next batch.
+    pub cdc_max_retry_count: u32,
+    /// `CDC_RETRY_DELAY_MS`: first pause between retries; doubles.
+    pub cdc_retry_delay_ms: u64,
+    /// `AUTO_SHARD`: see [`AutoShard`].
+    pub auto_shard: AutoShard,
+    /// `VSCHEMA`: the VSchema document itself, JSON; empty where there is none.
+    pub vschema: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            shard_count: 16,
+            shard_timeout_ms: 10_000,
+            max_parallel_shards: 8,
+            query_timeout_ms: 30_000,
+            wal_segment_size: 10_485_760,
+            lake_flush_interval_ms: 60_000,
+            lake_max_buffer_size: 67_108_864,
+            lake_event_threshold: 10_000,
+            lake_parquet_row_group_size: 100_000,
+            cdc_batch_size: 100,
+            cdc_batch_timeout_ms: 5_000,
+            cdc_max_retry_count: 5,
+            cdc_retry_delay_ms: 1_000,
+            auto_shard: AutoShard::Off,
+            vschema: String::new(),
+        }
+    }
+}
+
+/// A setting whose value cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name}={value:?} is not usable: {reason}")]
+pub struct SettingsError {
+    /// The setting's name.
+    pub name: &'static str,
+    /// What it was set to.
+    pub value: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl Settings {
+    /// Reads every setting from `variable`, which gives the value of an environment variable; unset ones keep their defaults.
+    ///
+    /// # Errors
+    /// The first setting that is malformed or out of range.
+    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, SettingsError> {
+        let mut settings = Self::default();
+        read(&variable, "SHARD_COUNT", &mut settings.shard_count, 1..=4096)?;
+        read(&variable, "SHARD_TIMEOUT_MS", &mut settings.shard_timeout_ms, 1..=3_600_000)?;
+        read(&variable, "MAX_PARALLEL_SHARDS", &mut settings.max_parallel_shards, 1..=4096)?;
+        read(&variable, "DOSQL_QUERY_TIMEOUT_MS", &mut settings.query_timeout_ms, 1..=3_600_000)?;
+        read(&variable, "DOSQL_WAL_SEGMENT_SIZE", &mut settings.wal_segment_size, 4_096..=1 << 30)?;
+        read(&variable, "DOLAKE_FLUSH_INTERVAL_MS", &mut settings.lake_flush_interval_ms, 1..=86_400_000)?;
+        read(&variable, "DOLAKE_MAX_BUFFER_SIZE", &mut settings.lake_max_buffer_size, 65_536..=1 << 40)?;
+        read(&variable, "DOLAKE_EVENT_THRESHOLD", &mut settings.lake_event_threshold, 1..=1 << 40)?;
+        read(&variable, "DOLAKE_PARQUET_ROW_GROUP_SIZE", &mut settings.lake_parquet_row_group_size, 1..=1 << 32)?;
+        read(&variable, "CDC_BATCH_SIZE", &mut settings.cdc_batch_size, 1..=1_000_000)?;
+        read(&variable, "CDC_BATCH_TIMEOUT_MS", &mut settings.cdc_batch_timeout_ms, 1..=86_400_000)?;
+        read(&variable, "CDC_MAX_RETRY_COUNT", &mut settings.cdc_max_retry_count, 0..=1000)?;
+        read(&variable, "CDC_RETRY_DELAY_MS", &mut settings.cdc_retry_delay_ms, 1..=3_600_000)?;
+        if let Some(text) = variable("AUTO_SHARD") {
+            settings.auto_shard = text.parse().map_err(|reason: &str| SettingsError {
+                name: "AUTO_SHARD",
+                value: text.clone(),
+                reason: reason.to_owned(),
+            })?;
+        }
+        if let Some(text) = variable("VSCHEMA") {
+            settings.vschema = text;
+        }
+        Ok(settings)
+    }
+
+    /// The names of all shards.
+    pub fn shard_names(&self) -> impl Iterator<Item = String> + use<> {
+        (0..self.shard_count).map(|index| format!("shard-{index}"))
+    }
+}
+
+fn read<T: FromStr<Err: Display> + PartialOrd + Display>(
+    variable: &impl Fn(&str) -> Option<String>,
+    name: &'static str,
+    target: &mut T,
+    range: RangeInclusive<T>,
+) -> Result<(), SettingsError> {
+    let Some(text) = variable(name) else { return Ok(()) };
+    let bad = |reason: String| SettingsError { name, value: text.clone(), reason };
+    let value: T = text.trim().parse().map_err(|error: T::Err| bad(error.to_string()))?;
+    if !range.contains(&value) {
+        return Err(bad(format!("it must be {} to {}", range.start(), range.end())));
+    }
+    *target = value;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_setting_is_named() {
+        let error = Settings::from_variables(|name| (name == "SHARD_COUNT").then(|| "0".to_owned())).unwrap_err();
+        assert_eq!(error.to_string(), "SHARD_COUNT=\"0\" is not usable: it must be 1 to 4096");
+    }
+
+    #[test]
+    fn unset_settings_keep_their_defaults() {
+        let settings = Settings::from_variables(|_| None).unwrap();
+        assert_eq!(settings, Settings::default());
+        assert_eq!(settings.shard_names().count(), 16);
+    }
+}

@@ -1,0 +1,103 @@
+"""`kill -9` of the server at random moments under load: what was acknowledged is there afterwards, in the shards, in the
+change stream and in the lake, and nothing is there twice.
+
+DOSQL_KILL_ROUNDS sets the number of rounds, DOSQL_SEED replays the choices of an earlier run."""
+
+import os
+import random
+import time
+
+import lakehouse
+from history import Follower, Promises, Writer
+from server import Server, next_frame
+
+ROUNDS = int(os.environ.get("DOSQL_KILL_ROUNDS", "50"))
+WRITERS = 4
+# Small, so that kills fall into every stage of a commit to the lake.
+SETTINGS = {
+    "DOLAKE_FLUSH_INTERVAL_MS": 150,
+    "DOLAKE_EVENT_THRESHOLD": 400,
+    "CDC_BATCH_TIMEOUT_MS": 100,
+    "CDC_RETRY_DELAY_MS": 20,
+}
+COLUMNS = ("writer", "id", "value", "note")
+
+
+def keyed(rows) -> dict[tuple, tuple]:
+    by_key = {tuple(row[:2]): tuple(row[2:]) for row in rows}
+    assert len(by_key) == len(rows), "a row is there twice"
+    return by_key
+
+
+def catch_up(server: Server, follower: Follower, rows: dict) -> int:
+    """Follows the stream until it implies `rows`; returns the number of frames."""
+    frames = 0
+    with server.subscribe(from_=follower.position) as socket:
+        while follower.rows != rows or frames == 0 and follower.position == "earliest":
+            try:
+                frame = next_frame(socket, timeout=10)
+            except TimeoutError:
+                missing = list(rows.items() - follower.rows.items())[:5]
+                extra = list(follower.rows.items() - rows.items())[:5]
+                raise AssertionError(f"the stream rests at {follower.position}: lacks {missing}, has {extra}") from None
+            follower.apply(frame)
+            frames += 1
+    return frames
+
+
+def check_lake(server: Server, follower: Follower, rows: dict) -> None:
+    server.flush()
+    assert keyed(lakehouse.rows(server.data_dir, "events", COLUMNS)) == rows
+    log = lakehouse.read(server.data_dir, "events_changes", ("_op", "_shard", "_lsn", "_seq")).to_pylist()
+    counted = {"insert": 0, "update": 0, "delete": 0}
+    for entry in log:
+        counted[entry["_op"]] += 1
+    assert counted == follower.operations
+    identities = {(entry["_shard"], entry["_lsn"], entry["_seq"]) for entry in log}
+    assert len(identities) == len(log), "a change is in the change log twice"
+
+
+def test_nothing_acknowledged_is_lost_or_repeated(tmp_path):
+    seed = os.environ.get("DOSQL_SEED", str(time.time_ns()))
+    print(f"DOSQL_SEED={seed}")
+    choice = random.Random(seed)
+    promises = [Promises() for _ in range(WRITERS)]
+    follower = Follower()
+    # Each writer's rows live on one shard, so that a batch of them is one transaction.
+    server = Server(tmp_path / "data", "--auto-shard", "first-column", settings=SETTINGS)
+    server.start()
+    server.sql("CREATE TABLE events (writer INTEGER, id INTEGER, value INTEGER, note TEXT, PRIMARY KEY (writer, id))")
+    for round in range(ROUNDS):
+        first_id = round * 1_000_000
+        writers = [
+            Writer(server, number, promises[number], first_id, f"{seed} {round} {number}") for number in range(WRITERS)
+        ]
+        for writer in writers:
+            writer.start()
+        time.sleep(choice.choice([0.05, 0.3, 1.0]) * choice.random() + 0.02)
+        server.kill()
+        for writer in writers:
+            writer.join(timeout=120)
+            assert not writer.is_alive(), f"writer {writer.number} hangs"
+            if writer.failure:
+                raise writer.failure
+
+        if choice.random() < 0.2:  # also while it recovers
+            server.start()
+            time.sleep(choice.random() * 0.3)
+            server.kill()
+        server.start()
+        rows = keyed(server.rows("SELECT writer, id, value, note FROM events"))
+        for number, promise in enumerate(promises):
+            promise.settle(rows, number)
+        catch_up(server, follower, rows)
+        if round % 5 == 4 or round == ROUNDS - 1:
+            check_lake(server, follower, rows)
+            print(f"round {round + 1}: {len(rows)} rows, {sum(p.acknowledgements for p in promises)} acknowledgements")
+    assert sum(promise.acknowledgements for promise in promises) > 10 * ROUNDS
+
+    whole = Follower()
+    catch_up(server, whole, rows)
+    assert whole.operations == follower.operations and whole.lsns == follower.lsns
+    assert server.stop() == 0, server.log_tail()
+    assert b"panicked" not in server.log_path.read_bytes()

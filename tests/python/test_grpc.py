@@ -63,7 +63,7 @@ def test_an_error_is_typed(rpc):
     error = failed.value
     assert error.typed and error.code == error.code_in_metadata == "CONSTRAINT"
     assert "items.id" in error.error.message and not error.error.retryable
-    assert error.status == grpc.StatusCode.ALREADY_EXISTS or error.status == grpc.StatusCode.FAILED_PRECONDITION
+    assert error.status == grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_load_acknowledges_each_request(rpc):

@@ -77,6 +77,11 @@ def test_every_interface_answers_as_sqlite_does(walk, sql, ordered):
     assert (records if ordered else sorted(records)) == [list(row) for row in (texts if ordered else sorted(texts))]
 
 
+def test_memory_stays_bounded(walk):
+    walk.server.flush()
+    assert walk.server.peak_memory() < 300 << 20
+
+
 def test_parameters_route_and_filter(walk):
     sql = "SELECT flight, dest FROM flights WHERE tailnum = ?1 AND distance >= ?2"
     for tail in ("N14228", "N725MQ", None, "no such plane"):

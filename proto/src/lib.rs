@@ -3,8 +3,12 @@
 
 mod address;
 mod error;
+#[cfg(feature = "json")]
+pub mod json;
 mod position;
 mod protocol;
+#[cfg(feature = "grpc")]
+mod status;
 mod typed_value;
 
 /// The generated messages of package `dosql.v1`.
@@ -24,4 +28,6 @@ pub mod v1 {
 
 pub use position::{ParsePositionError, Position};
 pub use protocol::{CdcProtocol, LakeProtocol, ProbeProtocol, Protocol, RouterProtocol, ShardProtocol};
+#[cfg(feature = "grpc")]
+pub use status::ERROR_CODE_METADATA;
 pub use v1::*;

@@ -1,0 +1,20 @@
+//! The JSON form of values, results, errors and changes, as HTTP and WebSocket clients see it on every host.
+//!
+//! Every value survives the way there and back: INTEGER is a JSON number with all its digits, REAL is a JSON number that
+//! has a fraction or an exponent, TEXT is a string, NULL is `null`. What JSON has no word for is an object of one field:
+//! `{"base64": "..."}` is a BLOB, `{"text_base64": "..."}` is TEXT that is not valid UTF-8, and
+//! `{"real": "Infinity"}` (or `"-Infinity"`, `"NaN"`) is a REAL that is no finite number.
+
+mod changes;
+mod error;
+mod request;
+mod result;
+mod status;
+mod value;
+
+pub use changes::change_frames;
+pub use error::{ErrorBody, http_status};
+pub use request::statement_from_json;
+pub use result::ResultWriter;
+pub use status::status_document;
+pub use value::{JsonRow, JsonValue, value_from_json};

@@ -8,6 +8,7 @@
 
 pub mod host;
 pub mod runtime;
+pub mod sql_value;
 
 pub use runtime::{
     Actor, Call, Context, Delivery, Handled, Host, Input, Mailbox, ObjectError, ObjectMeta, ObjectStore, Payload,

@@ -6,6 +6,7 @@ DOSQL_KILL_ROUNDS sets the number of rounds, DOSQL_SEED replays the choices of a
 import os
 import random
 import time
+from collections import Counter
 
 import lakehouse
 from history import Follower, Promises, Writer
@@ -48,13 +49,20 @@ def catch_up(server: Server, follower: Follower, rows: dict) -> int:
 def check_lake(server: Server, follower: Follower, rows: dict) -> None:
     server.flush()
     assert keyed(lakehouse.rows(server.data_dir, "events", COLUMNS)) == rows
-    log = lakehouse.read(server.data_dir, "events_changes", ("_op", "_shard", "_lsn", "_seq")).to_pylist()
-    counted = {"insert": 0, "update": 0, "delete": 0}
-    for entry in log:
-        counted[entry["_op"]] += 1
-    assert counted == follower.operations
-    identities = {(entry["_shard"], entry["_lsn"], entry["_seq"]) for entry in log}
-    assert len(identities) == len(log), "a change is in the change log twice"
+    log = lakehouse.rows(server.data_dir, "events__changes", ("_shard", "_lsn", "_ordinal", "_operation", *COLUMNS))
+    counted = Counter(operation for _, _, _, operation, *_ in log)
+    expected = Counter(follower.operations)
+    expected["update_before"] = expected["update_after"] = expected.pop("update")
+    assert counted == +expected
+    assert len({entry[:4] for entry in log}) == len(log), "a change is in the change log twice"
+    # Replayed, the log gives the rows.
+    replayed = {}
+    for _, _, _, operation, writer, id, value, note in sorted(log, key=lambda entry: entry[:3]):
+        if operation in ("delete", "update_before"):
+            assert replayed.pop((writer, id)) == (value, note)
+        else:
+            assert replayed.setdefault((writer, id), (value, note)) == (value, note)
+    assert replayed == rows
 
 
 def test_nothing_acknowledged_is_lost_or_repeated(tmp_path):

@@ -143,5 +143,5 @@ def test_changes_are_seen_live_and_in_the_lake(walk):
     columns = tuple(column[1] for column in walk.reference.execute("PRAGMA table_info(flights)"))
     expected = Counter(walk.reference.execute("SELECT * FROM flights").fetchall())
     assert Counter(lakehouse.rows(server.data_dir, "flights", columns)) == expected
-    operations = Counter(lakehouse.read(server.data_dir, "flights_changes", ("_op",)).column("_op").to_pylist())
-    assert operations == {"insert": walk.rows + 1, "update": 1, "delete": removed}
+    operations = Counter(operation for (operation,) in lakehouse.rows(server.data_dir, "flights__changes", ("_operation",)))
+    assert operations == Counter(insert=walk.rows + 1, update_before=1, update_after=1, delete=removed)

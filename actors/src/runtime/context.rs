@@ -39,6 +39,8 @@ pub trait Host {
     fn send(&self, envelope: Envelope, payload: Payload) -> LocalBoxFuture<'static, Result<Payload, Error>>;
     /// Runs a future of this actor's beside its mailbox; dropped when the incarnation ends.
     fn spawn(&self, future: LocalBoxFuture<'static, ()>);
+    /// Drops everything that was spawned: the incarnation it belongs to has ended.
+    fn end_incarnation(&self);
     /// The system's settings.
     fn settings(&self) -> &Arc<Settings>;
 }
@@ -158,6 +160,11 @@ impl Context {
     /// Runs a future beside the mailbox; dropped when this incarnation ends.
     pub fn spawn(&self, future: impl Future<Output = ()> + 'static) {
         self.host.spawn(Box::pin(future));
+    }
+
+    /// Drops what the incarnation left running.
+    pub(super) fn end_incarnation(&self) {
+        self.host.end_incarnation();
     }
 
     /// Asks the actor `name` of protocol `P` and waits for the answer, until the call's deadline.

@@ -48,6 +48,17 @@ impl Mailbox {
             let _ = delivery.reply.send(Err(error));
         }
     }
+
+    /// Puts the alarm in, as soon as there is room: an alarm is never refused.
+    pub async fn ring(&self) {
+        // Closed: the actor has stopped, and with it its alarm.
+        let _ = self.inputs.send(Input::Alarm).await;
+    }
+
+    /// Refuses messages from now on; the actor ends when it has handled those that wait.
+    pub fn close(&self) {
+        self.inputs.close();
+    }
 }
 
 /// Runs the actor until its mailbox closes, restarting it from storage whenever it crashes.
@@ -56,7 +67,10 @@ pub async fn supervise<A: Actor>(context: Context, mailbox: MailboxReceiver) {
     loop {
         let crash = match AssertUnwindSafe(A::start(context.clone())).catch_unwind().await {
             Ok(Ok(actor)) => {
-                match AssertUnwindSafe(drive(actor, &context, &mailbox, &mut pause)).catch_unwind().await {
+                let ended = AssertUnwindSafe(drive(actor, &context, &mailbox, &mut pause)).catch_unwind().await;
+                // Before the next incarnation opens the storage that they may still hold.
+                context.end_incarnation();
+                match ended {
                     Ok(Ended::Closed) => return,
                     Ok(Ended::Crashed(error)) => error.to_string(),
                     Err(_) => "panicked".to_owned(),

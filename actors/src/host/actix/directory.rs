@@ -1,0 +1,177 @@
+//! Who runs where: finds an actor's arbiter, starts the actor on its first message, and hands the message over.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use actix::Addr;
+use actix::prelude::SendError;
+use actix_rt::ArbiterHandle;
+use dosql_proto::{Address, Envelope, Error, ErrorCode, Protocol};
+use futures_channel::oneshot;
+use futures_util::future::LocalBoxFuture;
+
+use super::cell::{Cell, Close, Forward};
+use super::data_dir::{DataDir, DataDirError, validate};
+use super::local_host::LocalHost;
+use super::local_objects::LocalObjects;
+use crate::runtime::{Actor, Context, Delivery, MailboxReceiver, Payload, Settings, mailbox, supervise};
+
+/// Drives an actor of one kind until its mailbox closes.
+type Drive = fn(Context, MailboxReceiver) -> LocalBoxFuture<'static, ()>;
+
+/// A node's actors.
+pub(super) struct Directory {
+    pub(super) data_dir: DataDir,
+    pub(super) objects: LocalObjects,
+    pub(super) settings: Arc<Settings>,
+    /// Bytes that one actor's database may keep in memory.
+    pub(super) cache_bytes: u64,
+    mailbox_capacity: usize,
+    arbiters: Vec<ArbiterHandle>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    kinds: HashMap<&'static str, Drive>,
+    running: HashMap<Address, Running>,
+    stopping: bool,
+}
+
+struct Running {
+    cell: Addr<Cell>,
+    /// Resolves when the actor has ended.
+    ended: oneshot::Receiver<()>,
+}
+
+impl Directory {
+    pub(super) fn new(
+        data_dir: DataDir,
+        objects: LocalObjects,
+        settings: Arc<Settings>,
+        cache_bytes: u64,
+        mailbox_capacity: usize,
+        arbiters: Vec<ArbiterHandle>,
+    ) -> Self {
+        Self { data_dir, objects, settings, cache_bytes, mailbox_capacity, arbiters, state: Mutex::default() }
+    }
+
+    /// Makes a kind of actor known.
+    pub(super) fn register<A: Actor>(&self) -> Result<(), DataDirError> {
+        let kind = <A::Protocol as Protocol>::KIND;
+        self.data_dir.prepare_kind(kind)?;
+        let drive: Drive = |context, receiver| Box::pin(supervise::<A>(context, receiver));
+        self.state().kinds.insert(kind, drive);
+        Ok(())
+    }
+
+    /// Starts every actor that had set an alarm.
+    pub(super) fn resume(self: &Arc<Self>) -> std::io::Result<()> {
+        let kinds: Vec<_> = self.state().kinds.keys().copied().collect();
+        for kind in kinds {
+            for name in self.data_dir.names(kind, "alarm")? {
+                let address = Address::new(kind, name);
+                if let Err(error) = self.find(&address) {
+                    tracing::warn!(%address, %error, "an alarm file that belongs to no actor");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands a message over at once; the future waits for the answer.
+    pub(super) fn send(
+        self: &Arc<Self>,
+        envelope: Envelope,
+        payload: Payload,
+    ) -> impl Future<Output = Result<Payload, Error>> + Send + use<> {
+        let address = envelope.to.clone().unwrap_or_default();
+        let (reply, answer) = oneshot::channel();
+        let handed = self.find(&address).and_then(|cell| {
+            cell.try_send(Forward(Delivery { envelope, payload, reply })).map_err(|refused| match refused {
+                SendError::Full(_) => {
+                    Error::retryable(ErrorCode::Overloaded, format!("{address}'s mailbox is full"), 50)
+                }
+                SendError::Closed(_) => stopped(&address),
+            })
+        });
+        async move {
+            handed?;
+            answer.await.unwrap_or_else(|_| {
+                Err(Error::retryable(ErrorCode::Unavailable, format!("{address} restarted before it could answer"), 50))
+            })
+        }
+    }
+
+    /// Refuses new messages from now on and has every actor finish what it was sent; the futures resolve when they have ended.
+    pub(super) fn close(&self) -> Vec<oneshot::Receiver<()>> {
+        let running = {
+            let mut state = self.state();
+            state.stopping = true;
+            std::mem::take(&mut state.running)
+        };
+        running
+            .into_values()
+            .map(|actor| {
+                actor.cell.do_send(Close);
+                actor.ended
+            })
+            .collect()
+    }
+
+    /// The actor's cell, started where it is not running yet.
+    fn find(self: &Arc<Self>, address: &Address) -> Result<Addr<Cell>, Error> {
+        let mut state = self.state();
+        if let Some(running) = state.running.get(address) {
+            return Ok(running.cell.clone());
+        }
+        if state.stopping {
+            return Err(stopped(address));
+        }
+        validate(address)?;
+        let Some(&drive) = state.kinds.get(address.kind.as_str()) else {
+            return Err(Error::new(
+                ErrorCode::NotFound,
+                format!("there is no kind of actor called {:?}", address.kind),
+            ));
+        };
+        let running = self.start(address.clone(), drive);
+        let cell = running.cell.clone();
+        state.running.insert(address.clone(), running);
+        Ok(cell)
+    }
+
+    fn start(self: &Arc<Self>, address: Address, drive: Drive) -> Running {
+        let (sender, receiver) = actix::dev::channel::channel(self.mailbox_capacity);
+        let (alive, ended) = oneshot::channel::<()>();
+        let directory = Arc::clone(self);
+        self.arbiter(&address).spawn_fn(move || {
+            let (inputs, inbox) = mailbox(directory.mailbox_capacity);
+            let context = Context::new(Rc::new(LocalHost::new(directory, address, inputs.clone())));
+            actix_rt::spawn(async move {
+                drive(context, inbox).await;
+                drop(alive);
+            });
+            actix_rt::spawn(actix::Context::with_receiver(receiver).into_future(Cell::new(inputs)));
+        });
+        Running { cell: Addr::new(sender), ended }
+    }
+
+    fn arbiter(&self, address: &Address) -> &ArbiterHandle {
+        let mut hasher = DefaultHasher::new();
+        (&address.kind, &address.name).hash(&mut hasher);
+        // The remainder fits: it is smaller than the number of arbiters, which is at least 1.
+        &self.arbiters[(hasher.finish() % self.arbiters.len() as u64) as usize]
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        // Nothing panics while it is held, and each change of it is a single step.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn stopped(address: &Address) -> Error {
+    Error::retryable(ErrorCode::Unavailable, format!("{address} has stopped: the node is shutting down"), 1000)
+}

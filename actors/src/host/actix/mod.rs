@@ -1,0 +1,29 @@
+//! The embedded host: one process, a pool of arbiter threads that any number of actors share.
+//!
+//! An actor starts on the first message to it, on the arbiter that its address hashes to. Everything it stores lives under one
+//! data directory:
+//!
+//! ```text
+//! DATA_DIR/LOCK                          held while a node runs
+//! DATA_DIR/actors/KIND/NAME.sqlite       an actor's own database (WAL mode, synchronous=FULL)
+//! DATA_DIR/actors/KIND/NAME.alarm        when its alarm was last set for
+//! DATA_DIR/lake/...                      object storage
+//! ```
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "this host is what implements the context: clocks, threads, files and locks end here"
+)]
+
+mod cell;
+mod client;
+mod data_dir;
+mod directory;
+mod local_host;
+mod local_objects;
+mod node;
+
+pub use client::Client;
+pub use data_dir::DataDirError;
+pub use node::{Node, NodeConfig, NodeError};

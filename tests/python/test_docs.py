@@ -17,14 +17,14 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_quick_start_runs_as_written(tmp_path):
-    (serve,) = re.findall(r"^cargo run --release -p dosql -- (serve .*)$", README, re.M)
+    (serve,) = re.findall(r"^\./dosql (serve .*)$", README, re.M)
     server = Server(tmp_path / "dosql-data")
     shards = shlex.split(serve)
     server.command = [*server.command[:-2], *shards[1:]]
     server.start()
     outputs = []
     for command in "".join(blocks("sh")).splitlines():
-        command = command.replace("target/release/dosql", str(program())).replace("127.0.0.1:8080", server.http_address)
+        command = command.replace("./dosql", str(program())).replace("127.0.0.1:8080", server.http_address)
         if command.startswith("websockets "):
             continue  # runs until it is interrupted; the walk covers the stream
         if " import " in command or " sql " in command:

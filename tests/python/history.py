@@ -66,7 +66,7 @@ class Writer(threading.Thread):
     def run(self) -> None:
         try:
             self.client = Client(self.server.grpc_address)
-            with httpx.Client(base_url=self.server.url, timeout=60) as self.http:
+            with httpx.Client(base_url=f"http://{self.server.http_address}", timeout=60) as self.http:
                 while self.one_write():
                     pass
             self.client.close()

@@ -77,8 +77,8 @@ class Server:
                 ready = READY.search(log.read())
             if ready:
                 self.grpc_address, self.http_address = (part.decode() for part in ready.groups())
-                self.url = f"http://{self.http_address}"
-                self.http = httpx.Client(base_url=self.url, timeout=120)
+                self.url = f"http://{self.grpc_address}"
+                self.http = httpx.Client(base_url=f"http://{self.http_address}", timeout=120)
                 return self
             if self.process.poll() is not None:
                 raise RuntimeError(f"dosql serve ended with {self.process.returncode}:\n{self.log_tail()}")

@@ -103,6 +103,11 @@ def test_the_interactive_shell_and_its_history(server, tmp_path):
     again.expect(pexpect.EOF)
 
 
+def test_grpc_is_answered_on_the_http_port_too(server):
+    done = server.run("sql", "--url", f"http://{server.http_address}", "--format", "csv", "SELECT 1 AS one")
+    assert (done.returncode, done.stdout) == (0, "one\n1\n"), done.stderr
+
+
 def test_import_reports_what_is_wrong(server, tmp_path):
     missing = server.run("import", str(tmp_path / "none.csv"), "--table", "t", "--url", server.url)
     assert missing.returncode == 1 and "none.csv" in missing.stderr

@@ -101,6 +101,23 @@ QUERIES = [
     ("SELECT DISTINCT carrier, origin FROM flights WHERE month = 12 ORDER BY carrier, origin", True),
     ("SELECT COUNT(DISTINCT tailnum) FROM flights", True),
     ("SELECT tailnum, COUNT(*) AS n FROM flights WHERE tailnum IS NOT NULL GROUP BY tailnum ORDER BY n DESC, tailnum LIMIT 5", True),
+    (
+        "SELECT a.carrier, a.flight, b.carrier, b.flight FROM flights a JOIN flights b ON a.tailnum = b.tailnum "
+        "AND a.month = b.month AND a.day = b.day AND a.dest = b.dest AND a.sched_dep_time < b.sched_dep_time "
+        "WHERE a.month = 7 AND b.month = 7 AND a.carrier = 'US' ORDER BY 1, 2, 3, 4",
+        True,
+    ),
+    (
+        "WITH late AS (SELECT carrier, COUNT(*) AS n FROM flights WHERE dep_delay > 120 GROUP BY carrier) "
+        "SELECT carrier, n, RANK() OVER (ORDER BY n DESC, carrier) AS place FROM late ORDER BY place",
+        True,
+    ),
+    (
+        "SELECT origin, dest FROM flights WHERE month = 1 AND origin = 'EWR' EXCEPT "
+        "SELECT origin, dest FROM flights WHERE month = 8 AND origin = 'EWR' ORDER BY 2",
+        True,
+    ),
+    ("SELECT COUNT(*) FROM flights WHERE distance > (SELECT AVG(distance) FROM flights)", True),
 ]
 
 

@@ -36,6 +36,10 @@ CASES = [
     ("INSERT INTO strict_items VALUES (1, NULL)", (), "CONSTRAINT", "count"),
     ("CREATE TABLE items (id INTEGER PRIMARY KEY)", (), "ALREADY_EXISTS", "items"),
     ("CREATE TABLE _dosql_mine (id INTEGER PRIMARY KEY)", (), "", "_dosql_"),
+    ("BEGIN", (), "UNSUPPORTED", "BEGIN"),
+    ("ATTACH 'elsewhere' AS other", (), "UNSUPPORTED", "ATTACH"),
+    ("UPDATE items SET id = 7 WHERE id = 1", (), "UNSUPPORTED", "id"),
+    ("SELECT '" + "x" * (2 << 20) + "'", (), "TOO_LARGE", "limit"),
     ("SELECT abs(-9223372036854775808)", (), "SQL_ERROR", "overflow"),
 ]
 

@@ -11,7 +11,7 @@ VALUES = [None, 0, -1, 9223372036854775807, -9223372036854775808, 1.0, -0.5, 1e3
 
 @pytest.fixture(scope="module", autouse=True)
 def table(server, rpc):
-    rpc.execute("CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, value)")
+    rpc.execute("CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT NOT NULL, value)")
     rpc.execute("CREATE TABLE loaded (id INTEGER PRIMARY KEY, note TEXT)")
 
 

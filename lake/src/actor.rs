@@ -1,0 +1,251 @@
+//! The lake actor.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use dosql_actors::{Actor, Call, Context, Handled};
+use dosql_proto::{
+    Error, ErrorCode, LakeAppend, LakePosition, LakePositions, LakeProtocol, LakeReply, LakeRequest, LakeStatus,
+    LakeTable, lake_reply, lake_request,
+};
+
+use crate::LakeError;
+use crate::buffer::Buffer;
+use crate::flush::Writer;
+use crate::index::Index;
+use crate::table::{NAMESPACE, table_directory};
+
+/// First pause after a flush that failed, in milliseconds; doubles up to [`LONGEST_PAUSE_MS`].
+const SHORTEST_PAUSE_MS: u64 = 1_000;
+const LONGEST_PAUSE_MS: u64 = 60_000;
+
+/// The actor `lake/default`: takes change records in and commits them to Iceberg tables.
+///
+/// What is buffered is lost with the incarnation, and delivered again: the shards keep their records until they are durable
+/// here.
+pub struct Lake {
+    context: Context,
+    writer: Writer,
+    buffer: Buffer,
+    shards: BTreeMap<Rc<str>, Progress>,
+    last_flush_ms: u64,
+    /// Flushes that failed in a row.
+    failures: u32,
+    /// Not before this is a flush tried again that nobody asked for.
+    retry_at_ms: u64,
+}
+
+/// How far one shard's records have come.
+#[derive(Debug, Clone, Copy, Default)]
+struct Progress {
+    accepted: u64,
+    durable: u64,
+}
+
+impl Actor for Lake {
+    type Protocol = LakeProtocol;
+
+    async fn start(context: Context) -> Result<Self, Error> {
+        let (index, is_new) = Index::open(context.open_storage()?)?;
+        if is_new {
+            // A lake without its index must not be written to: updates would not find the rows they replace.
+            let prefix = table_directory("");
+            if let Some(object) = context.objects().list(&prefix).await?.first() {
+                let name = object.path[prefix.len()..].split('/').next().unwrap_or_default();
+                return Err(LakeError::IndexLost { table: table_directory(name) }.into());
+            }
+            index.initialise()?;
+        }
+        let shards = index
+            .durable()?
+            .into_iter()
+            .map(|(shard, lsn)| (shard.into(), Progress { accepted: lsn, durable: lsn }))
+            .collect();
+        let writer = Writer::new(&context, index);
+        let buffer = Buffer::default();
+        Ok(Self { context, writer, buffer, shards, last_flush_ms: 0, failures: 0, retry_at_ms: 0 })
+    }
+
+    async fn handle(&mut self, request: LakeRequest, _call: &Call) -> Handled<LakeReply> {
+        use lake_request::Request;
+        let outcome = match request.request {
+            Some(Request::Append(append)) => self.append(append).await.map(|()| self.positions()),
+            Some(Request::Flush(_)) => self.flush().await.map(|()| self.positions()).map_err(Failure::from),
+            Some(Request::Positions(_)) => Ok(self.positions()),
+            Some(Request::Status(_)) => self.status().map_err(Failure::from),
+            None => Err(Failure::Answer(Error::invalid("the lake request is empty"))),
+        };
+        match outcome {
+            Ok(reply) => Handled::Reply(Ok(LakeReply { reply: Some(reply) })),
+            Err(Failure::Answer(error)) => Handled::Reply(Err(error)),
+            Err(Failure::Crash(error)) => Handled::Crash(error),
+        }
+    }
+
+    async fn alarm(&mut self) -> Result<(), Error> {
+        match self.flush_at_ms() {
+            Some(at_ms) if at_ms <= self.context.now_ms() => match self.try_flush().await {
+                Err(Failure::Crash(error)) => Err(error),
+                Ok(()) | Err(Failure::Answer(_)) => Ok(()),
+            },
+            Some(at_ms) => {
+                self.context.set_alarm(at_ms);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// What an error means for the actor.
+enum Failure {
+    /// The asker is told; the actor goes on.
+    Answer(Error),
+    /// The actor's own database cannot be trusted.
+    Crash(Error),
+}
+
+impl From<LakeError> for Failure {
+    fn from(error: LakeError) -> Self {
+        match error {
+            LakeError::Database(_) => Self::Crash(error.into()),
+            _ => Self::Answer(error.into()),
+        }
+    }
+}
+
+impl Lake {
+    async fn append(&mut self, append: LakeAppend) -> Result<(), Failure> {
+        let LakeAppend { shard, after_lsn, records } = append;
+        if shard.is_empty() {
+            return Err(Failure::Answer(Error::invalid("the records name no shard")));
+        }
+        let shard = match self.shards.get_key_value(shard.as_str()) {
+            Some((name, _)) => Rc::clone(name),
+            None => shard.into(),
+        };
+        let accepted = self.shards.entry(Rc::clone(&shard)).or_default().accepted;
+        if after_lsn > accepted {
+            let message =
+                format!("records of {shard} after {after_lsn} were delivered; the lake has it up to {accepted}");
+            let mut error = Error::retryable(ErrorCode::OutOfOrder, message, 0);
+            error.expected_lsn = accepted + 1;
+            return Err(Failure::Answer(error));
+        }
+        let mut previous = after_lsn;
+        for record in records {
+            let lsn = record.lsn;
+            if lsn <= previous {
+                let reason = format!("it follows {previous}");
+                return Err(LakeError::Record { shard: shard.to_string(), lsn, reason }.into());
+            }
+            previous = lsn;
+            if lsn <= accepted {
+                continue;
+            }
+            if self.buffer.bytes >= self.context.settings().lake_max_buffer_size {
+                return Err(Failure::Answer(self.buffer_full()));
+            }
+            let first = self.buffer.since_ms.is_none();
+            self.buffer.push(&shard, record, self.context.now_ms())?;
+            self.shards.entry(Rc::clone(&shard)).or_default().accepted = lsn;
+            if let Some(at_ms) = self.flush_at_ms().filter(|_| first) {
+                self.context.set_alarm(at_ms);
+            }
+            if self.is_full() && self.retry_at_ms <= self.context.now_ms() {
+                self.try_flush().await.or_else(|failure| match failure {
+                    // The records stay buffered; the flush is tried again.
+                    Failure::Answer(_) => Ok(()),
+                    Failure::Crash(_) => Err(failure),
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the buffer holds enough for a flush. By size at half its limit, so that records still fit in while object
+    /// storage is slow.
+    fn is_full(&self) -> bool {
+        let settings = self.context.settings();
+        self.buffer.events >= settings.lake_event_threshold || self.buffer.bytes >= settings.lake_max_buffer_size / 2
+    }
+
+    fn buffer_full(&self) -> Error {
+        let message = format!("buffer_full: {} bytes are buffered and could not be flushed yet", self.buffer.bytes);
+        let wait_ms = self.retry_at_ms.saturating_sub(self.context.now_ms()).max(SHORTEST_PAUSE_MS);
+        Error::retryable(ErrorCode::BufferFull, message, wait_ms)
+    }
+
+    /// When the buffer is to be flushed; `None` while it is empty.
+    fn flush_at_ms(&self) -> Option<u64> {
+        let since_ms = self.buffer.since_ms?;
+        Some(since_ms.saturating_add(self.context.settings().lake_flush_interval_ms).max(self.retry_at_ms))
+    }
+
+    /// A flush that nobody asked for: when it fails it is tried again later.
+    async fn try_flush(&mut self) -> Result<(), Failure> {
+        let outcome = self.flush().await;
+        if let Err(error) = &outcome {
+            tracing::warn!(%error, failures = self.failures, "flush failed");
+            self.context.set_alarm(self.retry_at_ms);
+        }
+        outcome.map_err(Failure::from)
+    }
+
+    async fn flush(&mut self) -> Result<(), LakeError> {
+        if self.buffer.since_ms.is_none() {
+            return Ok(());
+        }
+        if let Err(error) = self.writer.flush(&self.buffer).await {
+            let pause_ms = SHORTEST_PAUSE_MS.saturating_mul(1 << self.failures.min(16)).min(LONGEST_PAUSE_MS);
+            self.failures = self.failures.saturating_add(1);
+            self.retry_at_ms = self.context.now_ms().saturating_add(pause_ms);
+            return Err(error);
+        }
+        let accepted = self.shards.iter().map(|(shard, progress)| (shard.to_string(), progress.accepted)).collect();
+        self.writer.index.set_durable(&accepted)?;
+        self.shards.values_mut().for_each(|progress| progress.durable = progress.accepted);
+        self.buffer = Buffer::default();
+        self.failures = 0;
+        self.retry_at_ms = 0;
+        self.last_flush_ms = self.context.now_ms();
+        Ok(())
+    }
+
+    fn shard_positions(&self) -> Vec<LakePosition> {
+        let position = |(shard, progress): (&Rc<str>, &Progress)| LakePosition {
+            shard: shard.to_string(),
+            buffered_lsn: progress.accepted,
+            durable_lsn: progress.durable,
+        };
+        self.shards.iter().map(position).collect()
+    }
+
+    fn positions(&self) -> lake_reply::Reply {
+        lake_reply::Reply::Positions(LakePositions { shards: self.shard_positions() })
+    }
+
+    fn status(&self) -> Result<lake_reply::Reply, LakeError> {
+        let tables = self
+            .writer
+            .index
+            .tables()?
+            .into_iter()
+            .map(|table| LakeTable {
+                namespace: NAMESPACE.to_owned(),
+                location: self.context.objects().url(&table_directory(&table.name)),
+                name: table.name,
+                snapshot_id: table.snapshot_id,
+                rows: u64::try_from(table.rows).unwrap_or(0),
+            })
+            .collect();
+        Ok(lake_reply::Reply::Status(LakeStatus {
+            buffer_bytes: self.buffer.bytes,
+            buffer_events: self.buffer.events,
+            max_buffer_bytes: self.context.settings().lake_max_buffer_size,
+            last_flush_ms: self.last_flush_ms,
+            shards: self.shard_positions(),
+            tables,
+        }))
+    }
+}

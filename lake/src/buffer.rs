@@ -1,0 +1,206 @@
+//! What was delivered and is not yet committed.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use dosql_proto::value::Kind;
+use dosql_proto::{Operation, Row, RowChange, SchemaChange, WalRecord, WalTable};
+
+use crate::LakeError;
+
+/// What happened to a row.
+#[derive(Debug)]
+pub(crate) enum Action {
+    Insert {
+        after: Row,
+    },
+    Update {
+        before: Row,
+        after: Row,
+    },
+    Delete {
+        before: Row,
+    },
+    /// The shard dropped the table: none of its rows remain.
+    Drop,
+}
+
+/// One change of a source table.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub(crate) shard: Rc<str>,
+    pub(crate) lsn: u64,
+    /// When the transaction committed, in milliseconds since the epoch.
+    pub(crate) committed_ms: i64,
+    /// Its place in the transaction.
+    pub(crate) ordinal: u32,
+    pub(crate) rowid: i64,
+    /// Index into [`TableBuffer::layouts`].
+    pub(crate) layout: usize,
+    pub(crate) action: Action,
+}
+
+impl Change {
+    /// The day of its commit, in days since the epoch.
+    pub(crate) fn day(&self) -> i32 {
+        i32::try_from(self.committed_ms.div_euclid(86_400_000)).unwrap_or(i32::MAX)
+    }
+}
+
+/// The buffered changes of one source table.
+#[derive(Debug, Default)]
+pub(crate) struct TableBuffer {
+    /// The forms its rows have had.
+    pub(crate) layouts: Vec<WalTable>,
+    /// In the order of each shard's LSNs.
+    pub(crate) changes: Vec<Change>,
+}
+
+impl TableBuffer {
+    /// The index of this layout.
+    fn layout(&mut self, table: &WalTable) -> usize {
+        if let Some(index) = self.layouts.iter().rposition(|layout| layout == table) {
+            return index;
+        }
+        self.layouts.push(table.clone());
+        self.layouts.len() - 1
+    }
+}
+
+/// Everything buffered.
+#[derive(Debug, Default)]
+pub(crate) struct Buffer {
+    /// By source table.
+    pub(crate) tables: BTreeMap<String, TableBuffer>,
+    /// Row changes held.
+    pub(crate) events: u64,
+    /// Memory they take, in bytes, about.
+    pub(crate) bytes: u64,
+    /// When the oldest record was accepted, in milliseconds since the epoch.
+    pub(crate) since_ms: Option<u64>,
+}
+
+impl Buffer {
+    /// Takes in one record.
+    pub(crate) fn push(&mut self, shard: &Rc<str>, record: WalRecord, now_ms: u64) -> Result<(), LakeError> {
+        let WalRecord { lsn, hlc, tables, changes, schema_changes } = record;
+        let malformed = |reason: String| LakeError::Record { shard: shard.to_string(), lsn, reason };
+        if let Some(change) = changes.iter().find(|change| change.table as usize >= tables.len()) {
+            return Err(malformed(format!("a change refers to table {} of {}", change.table, tables.len())));
+        }
+        // Checked as a whole, so that a malformed record leaves nothing behind.
+        let changes: Vec<_> = changes
+            .into_iter()
+            .map(|change| {
+                let (table, rowid) = (change.table as usize, change.rowid);
+                action(change, tables[table].columns.len()).map(|action| (table, rowid, action))
+            })
+            .collect::<Result<_, _>>()
+            .map_err(malformed)?;
+        self.since_ms.get_or_insert(now_ms);
+        let committed_ms = i64::try_from(hlc >> 16).unwrap_or(i64::MAX);
+        let mut place = Place { shard, lsn, committed_ms, ordinal: 0 };
+        // A table that was dropped and made again within the transaction is emptied first, one that stayed dropped last.
+        let remade = |dropped: &str| {
+            schema_changes.iter().filter_map(|change| change.table.as_ref()).any(|table| table.name == dropped)
+        };
+        let (first, last): (Vec<_>, Vec<_>) = schema_changes
+            .iter()
+            .map(|change| change.dropped.as_str())
+            .filter(|dropped| !dropped.is_empty())
+            .partition(|dropped| remade(dropped));
+        self.drop_tables(&first, &mut place);
+        for SchemaChange { table, .. } in &schema_changes {
+            if let Some(table) = table.as_ref().filter(|table| is_mirrored(&table.name)) {
+                entry(&mut self.tables, &table.name).layout(table);
+            }
+        }
+        let mut layouts = vec![None; tables.len()];
+        for (index, rowid, action) in changes {
+            let table = &tables[index];
+            if !is_mirrored(&table.name) {
+                continue;
+            }
+            let bytes = size_of::<Change>() as u64 + action_bytes(&action);
+            let buffer = entry(&mut self.tables, &table.name);
+            let layout = *layouts[index].get_or_insert_with(|| buffer.layout(table));
+            buffer.changes.push(place.change(rowid, layout, action));
+            self.events += 1;
+            self.bytes += bytes;
+        }
+        self.drop_tables(&last, &mut place);
+        Ok(())
+    }
+
+    fn drop_tables(&mut self, names: &[&str], place: &mut Place<'_>) {
+        for name in names.iter().filter(|name| is_mirrored(name)) {
+            let table = entry(&mut self.tables, name);
+            let layout = table.layout(&WalTable { name: (*name).to_owned(), ..WalTable::default() });
+            table.changes.push(place.change(0, layout, Action::Drop));
+            self.bytes += size_of::<Change>() as u64;
+            self.events += 1;
+        }
+    }
+}
+
+fn entry<'a>(tables: &'a mut BTreeMap<String, TableBuffer>, name: &str) -> &'a mut TableBuffer {
+    tables.entry(name.to_owned()).or_default()
+}
+
+/// Where in the history the next change stands.
+struct Place<'a> {
+    shard: &'a Rc<str>,
+    lsn: u64,
+    committed_ms: i64,
+    ordinal: u32,
+}
+
+impl Place<'_> {
+    fn change(&mut self, rowid: i64, layout: usize, action: Action) -> Change {
+        let ordinal = self.ordinal;
+        self.ordinal += 1;
+        let Self { lsn, committed_ms, .. } = *self;
+        Change { shard: Rc::clone(self.shard), lsn, committed_ms, ordinal, rowid, layout, action }
+    }
+}
+
+/// Tables of SQLite's and of the shard's own are not mirrored.
+fn is_mirrored(table: &str) -> bool {
+    let starts = |prefix: &str| table.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix));
+    !starts("sqlite_") && !starts("_dosql_")
+}
+
+fn action(change: RowChange, columns: usize) -> Result<Action, String> {
+    let operation = change.operation();
+    let image = |row: Option<Row>, which: &str| match row {
+        Some(row) if row.values.len() == columns => Ok(row),
+        Some(row) => Err(format!("a row has {} values, its table {columns} columns", row.values.len())),
+        None => Err(format!("a change lacks its {which} image")),
+    };
+    Ok(match operation {
+        Operation::Insert => Action::Insert { after: image(change.after, "after")? },
+        Operation::Update => {
+            Action::Update { before: image(change.before, "before")?, after: image(change.after, "after")? }
+        }
+        Operation::Delete => Action::Delete { before: image(change.before, "before")? },
+        Operation::Unspecified => return Err("a change has no operation".to_owned()),
+    })
+}
+
+fn action_bytes(action: &Action) -> u64 {
+    match action {
+        Action::Insert { after: row } | Action::Delete { before: row } => row_bytes(row),
+        Action::Update { before, after } => row_bytes(before) + row_bytes(after),
+        Action::Drop => 0,
+    }
+}
+
+fn row_bytes(row: &Row) -> u64 {
+    let heap = |kind: &Kind| match kind {
+        Kind::Text(text) => text.capacity(),
+        Kind::Blob(bytes) | Kind::RawText(bytes) => bytes.capacity(),
+        Kind::Integer(_) | Kind::Real(_) => 0,
+    };
+    let values: usize = row.values.iter().filter_map(|value| value.kind.as_ref()).map(heap).sum();
+    (row.values.capacity() * size_of::<dosql_proto::Value>() + values) as u64
+}

@@ -1,0 +1,358 @@
+//! Committing a snapshot: manifests, manifest list, and the exclusive creation of the next metadata version.
+//!
+//! The crate `iceberg` commits appends only; this is the thin part it lacks, on its spec types. Manifests are encoded into its
+//! in-memory storage and written through our own object store.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use dosql_actors::ObjectStore;
+use dosql_proto::WalTable;
+use iceberg::io::FileIO;
+use iceberg::spec::{
+    DataFile, FormatVersion, MAIN_BRANCH, ManifestContentType, ManifestFile, ManifestList, ManifestListWriter,
+    ManifestWriter, ManifestWriterBuilder, Operation, PartitionSpec, SchemaRef, Snapshot, Summary,
+    TableMetadataBuilder,
+};
+use uuid::Uuid;
+
+use crate::LakeError;
+use crate::columns::{LakeColumns, with_columns};
+use crate::parquet_file::LakeFile;
+use crate::table::{LakeTable, WATERMARK, metadata_path};
+
+/// Manifests of one content that are merged into one when there are this many.
+const MERGE_MANIFESTS: usize = 100;
+/// Manifests of at least this many bytes stay as they are.
+const LARGE_MANIFEST: i64 = 8 << 20;
+
+/// A snapshot's identity, from which the names of its metadata files follow: they are known before anything is written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SnapshotNames {
+    pub(crate) snapshot_id: i64,
+    pub(crate) uuid: Uuid,
+}
+
+impl SnapshotNames {
+    const DATA: u8 = 0;
+    const DELETES: u8 = 1;
+    const MERGED_DATA: u8 = 2;
+    const MERGED_DELETES: u8 = 3;
+
+    fn manifest(self, directory: &str, which: u8) -> String {
+        let uuid = Uuid::from_u128(self.uuid.as_u128() ^ u128::from(which));
+        format!("{directory}/metadata/{uuid}-manifest.avro")
+    }
+
+    fn manifest_list(self, directory: &str) -> String {
+        format!("{directory}/metadata/snap-{}-manifest-list.avro", self.snapshot_id)
+    }
+
+    /// Every metadata file that a commit under these names may write, but for the metadata version itself.
+    pub(crate) fn paths(self, directory: &str) -> Vec<String> {
+        let manifests = [Self::DATA, Self::DELETES, Self::MERGED_DATA, Self::MERGED_DELETES];
+        manifests
+            .into_iter()
+            .map(|which| self.manifest(directory, which))
+            .chain([self.manifest_list(directory)])
+            .collect()
+    }
+}
+
+/// What a snapshot adds to a table.
+pub(crate) struct Commit {
+    pub(crate) names: SnapshotNames,
+    pub(crate) now_ms: u64,
+    pub(crate) data: Vec<DataFile>,
+    pub(crate) deletes: Vec<DataFile>,
+    /// By shard, the last LSN taken in.
+    pub(crate) watermarks: BTreeMap<String, u64>,
+}
+
+/// Writes a file to where its entry says it stands.
+pub(crate) async fn put_file(
+    objects: &dyn ObjectStore,
+    table: &LakeTable,
+    file: LakeFile,
+) -> Result<DataFile, LakeError> {
+    let LakeFile { bytes, entry } = file;
+    objects.put(&table.path_of(entry.file_path())?, bytes).await?;
+    Ok(entry)
+}
+
+impl LakeTable {
+    /// Adds the columns that rows of these layouts need and the table lacks. They become part of the table with the next
+    /// commit.
+    pub(crate) fn evolve(&mut self, layouts: &[WalTable]) -> Result<(), LakeError> {
+        let schema = self.schema();
+        let last_id = self.metadata.last_column_id().max(schema.highest_field_id());
+        let Some(evolved) = with_columns(schema, last_id, layouts, self.partition_field())? else { return Ok(()) };
+        let newest = self.metadata.schemas_iter().map(|schema| schema.schema_id()).max().unwrap_or(0);
+        let evolved = evolved.into_builder().with_schema_id(newest + 1).build()?;
+        self.columns = LakeColumns::of_schema(&evolved)?;
+        self.evolved = Some(evolved.into());
+        Ok(())
+    }
+
+    /// The schema that the next commit writes under.
+    fn schema(&self) -> &SchemaRef {
+        self.evolved.as_ref().unwrap_or_else(|| self.metadata.current_schema())
+    }
+
+    /// Commits. On an error the table's state is unknown: it must be loaded anew.
+    pub(crate) async fn commit(&mut self, objects: &dyn ObjectStore, commit: Commit) -> Result<(), LakeError> {
+        let Commit { names, now_ms, data, deletes, watermarks } = commit;
+        let mut summary = Tally::of(&data, &deletes).summary(self);
+        for (shard, lsn) in &watermarks {
+            summary.additional_properties.insert(format!("{WATERMARK}{shard}"), lsn.to_string());
+        }
+        let metadata = &self.metadata;
+        let mut builder = TableMetadataBuilder::new_from_metadata(metadata.clone(), Some(self.metadata_url()));
+        if let Some(evolved) = &self.evolved {
+            builder = builder.add_current_schema(evolved.as_ref().clone())?;
+        }
+        let schema = self.schema().clone();
+        let schema_id = schema.schema_id();
+        let writing = Writing { objects, table: self, names, schema, spec: metadata.default_partition_spec().as_ref() };
+        let manifests = writing.manifests(data, deletes).await?;
+        let sequence_number = metadata.next_sequence_number();
+        let manifest_list = writing.manifest_list(&manifests, sequence_number).await?;
+        let parent = metadata.current_snapshot_id();
+        let timestamp_ms = i64::try_from(now_ms).unwrap_or(i64::MAX).max(metadata.last_updated_ms());
+        builder = builder.set_branch_snapshot(
+            Snapshot::builder()
+                .with_snapshot_id(names.snapshot_id)
+                .with_parent_snapshot_id(parent)
+                .with_sequence_number(sequence_number)
+                .with_timestamp_ms(timestamp_ms)
+                .with_manifest_list(manifest_list)
+                .with_summary(summary)
+                .with_schema_id(schema_id)
+                .build(),
+            MAIN_BRANCH,
+        )?;
+        let metadata = builder.build()?.metadata;
+        let version = self.version + 1;
+        self.create_version(objects, version, &metadata, names.snapshot_id).await?;
+        self.metadata = metadata;
+        self.evolved = None;
+        self.version = version;
+        self.manifests = Some(manifests);
+        self.put_hint(objects).await;
+        Ok(())
+    }
+
+    /// The atomic step. A creation that failed may have taken effect: then the version holds our snapshot.
+    async fn create_version(
+        &self,
+        objects: &dyn ObjectStore,
+        version: u64,
+        metadata: &iceberg::spec::TableMetadata,
+        snapshot_id: i64,
+    ) -> Result<(), LakeError> {
+        let path = metadata_path(&self.directory, version);
+        let malformed =
+            |error: serde_json::Error| LakeError::Malformed { path: path.clone(), reason: error.to_string() };
+        let bytes = serde_json::to_vec(metadata).map_err(malformed)?;
+        let Err(error) = objects.create(&path, bytes.into()).await else { return Ok(()) };
+        let Some(found) = objects.get(&path).await? else { return Err(error.into()) };
+        let found: iceberg::spec::TableMetadata = serde_json::from_slice(&found).map_err(malformed)?;
+        if found.snapshot_by_id(snapshot_id).is_some() {
+            return Ok(());
+        }
+        let reason = format!("version {version} is taken");
+        Err(LakeError::Conflict { table: self.directory.clone(), reason })
+    }
+}
+
+/// What one commit writes beside data.
+struct Writing<'a> {
+    objects: &'a dyn ObjectStore,
+    table: &'a LakeTable,
+    names: SnapshotNames,
+    schema: SchemaRef,
+    spec: &'a PartitionSpec,
+}
+
+impl Writing<'_> {
+    /// The manifests of the new snapshot: the ones before, merged where they are many, and ours.
+    async fn manifests(&self, data: Vec<DataFile>, deletes: Vec<DataFile>) -> Result<Vec<ManifestFile>, LakeError> {
+        let mut manifests = self.previous().await?;
+        for (content, which) in [
+            (ManifestContentType::Data, SnapshotNames::MERGED_DATA),
+            (ManifestContentType::Deletes, SnapshotNames::MERGED_DELETES),
+        ] {
+            let small = |manifest: &ManifestFile| {
+                manifest.content == content
+                    && manifest.manifest_length < LARGE_MANIFEST
+                    && manifest.partition_spec_id == self.spec.spec_id()
+            };
+            if manifests.iter().filter(|manifest| small(manifest)).count() >= MERGE_MANIFESTS {
+                let (merged, kept): (Vec<_>, Vec<_>) = manifests.into_iter().partition(small);
+                manifests = kept;
+                manifests.push(self.merge(merged, content, which).await?);
+            }
+        }
+        for (files, content, which) in [
+            (data, ManifestContentType::Data, SnapshotNames::DATA),
+            (deletes, ManifestContentType::Deletes, SnapshotNames::DELETES),
+        ] {
+            if files.is_empty() {
+                continue;
+            }
+            let io = FileIO::new_with_memory();
+            let mut writer = self.manifest_writer(&io, content, which)?;
+            for file in files {
+                // No sequence number: the entry takes its snapshot's.
+                writer.add_file(file, -1)?;
+            }
+            manifests.push(self.put_manifest(&io, writer).await?);
+        }
+        Ok(manifests)
+    }
+
+    async fn previous(&self) -> Result<Vec<ManifestFile>, LakeError> {
+        if let Some(manifests) = &self.table.manifests {
+            return Ok(manifests.clone());
+        }
+        let Some(snapshot) = self.table.metadata.current_snapshot() else { return Ok(Vec::new()) };
+        let bytes = self.get(snapshot.manifest_list()).await?;
+        let list = ManifestList::parse_with_version(&bytes, FormatVersion::V2)?;
+        Ok(list.consume_entries().into_iter().collect())
+    }
+
+    async fn merge(
+        &self,
+        manifests: Vec<ManifestFile>,
+        content: ManifestContentType,
+        which: u8,
+    ) -> Result<ManifestFile, LakeError> {
+        let io = FileIO::new_with_memory();
+        let mut writer = self.manifest_writer(&io, content, which)?;
+        for manifest in manifests {
+            let bytes = self.get(&manifest.manifest_path).await?;
+            io.new_output(&manifest.manifest_path)?.write(bytes).await?;
+            let entries = manifest.load_manifest(&io).await?;
+            for entry in entries.entries().iter().filter(|entry| entry.is_alive()) {
+                let incomplete = || LakeError::Malformed {
+                    path: manifest.manifest_path.clone(),
+                    reason: format!("the entry of {} lacks its snapshot", entry.file_path()),
+                };
+                writer.add_existing_file(
+                    entry.data_file.clone(),
+                    entry.snapshot_id.ok_or_else(incomplete)?,
+                    entry.sequence_number.ok_or_else(incomplete)?,
+                    entry.file_sequence_number,
+                )?;
+            }
+            io.delete(&manifest.manifest_path).await?;
+        }
+        self.put_manifest(&io, writer).await
+    }
+
+    fn manifest_writer(
+        &self,
+        io: &FileIO,
+        content: ManifestContentType,
+        which: u8,
+    ) -> Result<ManifestWriter, LakeError> {
+        let url = self.table.url_of(&self.names.manifest(&self.table.directory, which));
+        let builder = ManifestWriterBuilder::new(
+            io.new_output(url)?,
+            Some(self.names.snapshot_id),
+            self.schema.clone(),
+            self.spec.clone(),
+        );
+        Ok(match content {
+            ManifestContentType::Data => builder.build_v2_data(),
+            ManifestContentType::Deletes => builder.build_v2_deletes(),
+        })
+    }
+
+    async fn put_manifest(&self, io: &FileIO, writer: ManifestWriter) -> Result<ManifestFile, LakeError> {
+        let mut manifest = writer.write_manifest_file().await?;
+        let bytes = io.new_input(&manifest.manifest_path)?.read().await?;
+        self.objects.put(&self.table.path_of(&manifest.manifest_path)?, bytes).await?;
+        // The manifest list writer fills these in on its own copy; ours is carried into the next snapshot's list.
+        let sequence_number = self.table.metadata.next_sequence_number();
+        manifest.sequence_number = sequence_number;
+        if manifest.min_sequence_number < 0 {
+            manifest.min_sequence_number = sequence_number;
+        }
+        Ok(manifest)
+    }
+
+    /// Writes the manifest list; returns its URL.
+    async fn manifest_list(&self, manifests: &[ManifestFile], sequence_number: i64) -> Result<String, LakeError> {
+        let path = self.names.manifest_list(&self.table.directory);
+        let url = self.table.url_of(&path);
+        let io = FileIO::new_with_memory();
+        let output = io.new_output(&url)?.writer().await?;
+        let parent = self.table.metadata.current_snapshot_id();
+        let mut writer = ManifestListWriter::v2(output, self.names.snapshot_id, parent, sequence_number);
+        writer.add_manifests(manifests.iter().cloned())?;
+        writer.close().await?;
+        self.objects.put(&path, io.new_input(&url)?.read().await?).await?;
+        Ok(url)
+    }
+
+    async fn get(&self, url: &str) -> Result<Bytes, LakeError> {
+        let path = self.table.path_of(url)?;
+        let missing = || LakeError::Malformed { path: path.clone(), reason: "it is missing".to_owned() };
+        self.objects.get(&path).await?.ok_or_else(missing)
+    }
+}
+
+/// Counts for a snapshot's summary.
+struct Tally {
+    data_files: u64,
+    records: u64,
+    delete_files: u64,
+    position_deletes: u64,
+    bytes: u64,
+}
+
+impl Tally {
+    fn of(data: &[DataFile], deletes: &[DataFile]) -> Self {
+        Self {
+            data_files: data.len() as u64,
+            records: data.iter().map(DataFile::record_count).sum(),
+            delete_files: deletes.len() as u64,
+            position_deletes: deletes.iter().map(DataFile::record_count).sum(),
+            bytes: data.iter().chain(deletes).map(DataFile::file_size_in_bytes).sum(),
+        }
+    }
+
+    /// The summary of a snapshot that adds this to the table's current one, whose watermarks it keeps.
+    fn summary(&self, table: &LakeTable) -> Summary {
+        let none = HashMap::new();
+        let previous =
+            table.metadata.current_snapshot().map_or(&none, |snapshot| &snapshot.summary().additional_properties);
+        let mut properties: HashMap<_, _> = previous
+            .iter()
+            .filter(|(name, _)| name.starts_with(WATERMARK))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        for (what, added) in [
+            ("data-files", self.data_files),
+            ("records", self.records),
+            ("delete-files", self.delete_files),
+            ("position-deletes", self.position_deletes),
+            ("files-size", self.bytes),
+            ("equality-deletes", 0),
+        ] {
+            let total = format!("total-{what}");
+            let before: u64 = previous.get(&total).and_then(|text| text.parse().ok()).unwrap_or(0);
+            properties.insert(total, (before + added).to_string());
+            if added > 0 {
+                properties.insert(format!("added-{what}"), added.to_string());
+            }
+        }
+        let operation = match (self.data_files, self.delete_files) {
+            (_, 0) => Operation::Append,
+            (0, _) => Operation::Delete,
+            _ => Operation::Overwrite,
+        };
+        Summary { operation, additional_properties: properties }
+    }
+}

@@ -1,0 +1,79 @@
+//! What can go wrong in the lake writer.
+
+use dosql_actors::ObjectError;
+use dosql_proto::{Error, ErrorCode};
+
+/// Why the lake could not take records in or commit them.
+#[derive(Debug, thiserror::Error)]
+pub enum LakeError {
+    /// The lake's own database failed.
+    #[error("the lake's own database failed: {0}")]
+    Database(#[from] rusqlite::Error),
+    /// Object storage failed.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// Iceberg metadata could not be built or read.
+    #[error("Iceberg metadata: {0}")]
+    Iceberg(Box<iceberg::Error>),
+    /// Rows could not be turned into columns.
+    #[error("columns: {0}")]
+    Arrow(#[from] arrow::error::ArrowError),
+    /// A Parquet file could not be written.
+    #[error("Parquet: {0}")]
+    Parquet(#[from] parquet::errors::ParquetError),
+    /// An object of the lake is not what it should be.
+    #[error("{path} is malformed: {reason}")]
+    Malformed {
+        /// The object.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Somebody else committed to a table.
+    #[error("{table} was changed by another writer: {reason}")]
+    Conflict {
+        /// The table's directory.
+        table: String,
+        /// What was found.
+        reason: String,
+    },
+    /// The lake holds tables that this actor's database knows nothing of.
+    #[error(
+        "{table} exists, but the index from keys to its rows, in the lake actor's database, is gone: \
+         restore that database, or move the directory away to start the table anew"
+    )]
+    IndexLost {
+        /// The table's directory.
+        table: String,
+    },
+    /// A record that no shard writes.
+    #[error("record {lsn} of {shard} is malformed: {reason}")]
+    Record {
+        /// The shard.
+        shard: String,
+        /// The record's LSN.
+        lsn: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl From<iceberg::Error> for LakeError {
+    fn from(error: iceberg::Error) -> Self {
+        Self::Iceberg(Box::new(error))
+    }
+}
+
+impl From<LakeError> for Error {
+    fn from(error: LakeError) -> Self {
+        let message = error.to_string();
+        match error {
+            LakeError::Database(_) | LakeError::IndexLost { .. } => Self::new(ErrorCode::Storage, message),
+            LakeError::Object(error) => error.into(),
+            LakeError::Malformed { .. } => Self::new(ErrorCode::ObjectStore, message),
+            LakeError::Conflict { .. } => Self::retryable(ErrorCode::Conflict, message, 1000),
+            LakeError::Record { .. } => Self::invalid(message),
+            LakeError::Iceberg(_) | LakeError::Arrow(_) | LakeError::Parquet(_) => Self::internal(message),
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! From the buffer to committed snapshots.
+//!
+//! For each lake table, in turn:
+//! 1. plan: move the index, keep what it overwrites, and name the snapshot and every object it may write, in one transaction;
+//! 2. write data files, position delete files, manifests and the manifest list;
+//! 3. create `vN.metadata.json`, which commits, and point the version hint at it;
+//! 4. confirm: drop the pending entry.
+//!
+//! When all tables have the buffer's records, the shards' durable LSNs move. Whatever is interrupted before that is delivered
+//! again and skipped by the tables that have it. A commit interrupted between 1 and 4 is resolved before the next flush: if
+//! the table's metadata has the snapshot, the index is right and the entry is dropped; otherwise the metadata version is taken
+//! so that a late write cannot create it any more, the index goes back and the objects are deleted.
+
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use chrono::NaiveDate;
+use dosql_actors::{Context, ObjectStore};
+use dosql_proto::Row;
+use uuid::Uuid;
+
+use crate::LakeError;
+use crate::buffer::{Action, Buffer, Change, TableBuffer};
+use crate::columns::TableKind;
+use crate::commit::{Commit, SnapshotNames, put_file};
+use crate::index::{Index, KnownTable, Pending};
+use crate::mirror::{MirrorPlan, Planner};
+use crate::parquet_file::{LakeFile, Placement, data_file, position_delete_file};
+use crate::record_batch::{Image, record_batch};
+use crate::table::{LakeTable, table_directory, table_name};
+
+/// Rows that are turned into columns at a time.
+const BATCH_ROWS: usize = 32_768;
+
+/// Writes the lake's tables.
+pub(crate) struct Writer {
+    context: Context,
+    objects: Rc<dyn ObjectStore>,
+    pub(crate) index: Index,
+    /// By name.
+    tables: HashMap<String, LakeTable>,
+}
+
+impl Writer {
+    pub(crate) fn new(context: &Context, index: Index) -> Self {
+        Self { context: context.clone(), objects: context.objects(), index, tables: HashMap::new() }
+    }
+
+    /// Commits everything in the buffer. After an error some tables have it and others not; the next call goes on.
+    pub(crate) async fn flush(&mut self, buffer: &Buffer) -> Result<(), LakeError> {
+        self.resolve_pending().await?;
+        for (source, buffered) in &buffer.tables {
+            for kind in [TableKind::Mirror, TableKind::Changes] {
+                let name = table_name(source, kind);
+                // A table is cached only while its state is certain.
+                let mut table = self.open(&name, source, kind, buffered).await?;
+                self.flush_table(&name, kind, &mut table, buffered).await?;
+                self.tables.insert(name, table);
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out what became of commits that were interrupted.
+    pub(crate) async fn resolve_pending(&mut self) -> Result<(), LakeError> {
+        for pending in self.index.pending()? {
+            let directory = table_directory(&pending.table);
+            self.tables.remove(&pending.table);
+            let table = LakeTable::load(&*self.objects, &directory).await?;
+            let table = match table {
+                Some(table) if table.metadata.snapshot_by_id(pending.snapshot_id).is_some() => Some(table),
+                Some(table) => Some(table.fence(&*self.objects, pending.version.cast_unsigned()).await?),
+                None => None,
+            };
+            if table.is_some_and(|table| table.metadata.snapshot_by_id(pending.snapshot_id).is_some()) {
+                self.index.confirm(&pending)?;
+                continue;
+            }
+            for path in &pending.paths {
+                self.objects.delete(path).await?;
+            }
+            self.index.take_back(&pending)?;
+        }
+        Ok(())
+    }
+
+    async fn open(
+        &mut self,
+        name: &str,
+        source: &str,
+        kind: TableKind,
+        buffered: &TableBuffer,
+    ) -> Result<LakeTable, LakeError> {
+        if let Some(table) = self.tables.remove(name) {
+            return Ok(table);
+        }
+        let directory = table_directory(name);
+        let table = match LakeTable::load(&*self.objects, &directory).await? {
+            Some(table) => table,
+            None => {
+                let (uuid, now_ms) = (self.new_uuid(), self.context.now_ms());
+                LakeTable::create(&*self.objects, &directory, source, kind, &buffered.layouts, uuid, now_ms).await?
+            }
+        };
+        let known = self.index.table(name)?.snapshot_id;
+        let found = table.metadata.current_snapshot_id().unwrap_or(0);
+        if known != found {
+            let reason = format!("its snapshot is {found}, the index is of snapshot {known}");
+            return Err(LakeError::Conflict { table: directory, reason });
+        }
+        Ok(table)
+    }
+
+    async fn flush_table(
+        &self,
+        name: &str,
+        kind: TableKind,
+        table: &mut LakeTable,
+        buffered: &TableBuffer,
+    ) -> Result<(), LakeError> {
+        let (changes, watermarks) = news(table, &buffered.changes);
+        if changes.is_empty() {
+            return Ok(());
+        }
+        table.evolve(&buffered.layouts)?;
+        let known = self.index.table(name)?;
+        let names = SnapshotNames { snapshot_id: self.new_snapshot_id(), uuid: self.new_uuid() };
+        let prepared = match kind {
+            TableKind::Mirror => self.prepare_mirror(&known, table, names, buffered, &changes)?,
+            TableKind::Changes => self.prepare_changes(&known, table, names, buffered, &changes)?,
+        };
+        let mut data = Vec::with_capacity(prepared.data.len());
+        for file in &prepared.data {
+            let file = self.data_file(table, buffered, file)?;
+            data.push(put_file(&*self.objects, table, file).await?);
+        }
+        let mut deletes = Vec::with_capacity(prepared.deletes.len());
+        for DeletesToWrite { day, url, rows } in &prepared.deletes {
+            let file = position_delete_file(rows, &placement(table, url, *day), self.row_group_rows())?;
+            deletes.push(put_file(&*self.objects, table, file).await?);
+        }
+        let commit = Commit { names, now_ms: self.context.now_ms(), data, deletes, watermarks };
+        table.commit(&*self.objects, commit).await?;
+        self.index.confirm(&prepared.pending)
+    }
+
+    /// Plans what a flush does to a mirror, and makes the plan durable.
+    fn prepare_mirror<'a>(
+        &self,
+        known: &KnownTable,
+        table: &LakeTable,
+        names: SnapshotNames,
+        buffered: &'a TableBuffer,
+        changes: &[usize],
+    ) -> Result<Prepared<'a>, LakeError> {
+        self.index.transaction(|| {
+            let new_url = |day| self.new_url(table, day);
+            let MirrorPlan { files, deletes, first_file } =
+                Planner::new(&self.index, buffered, known.id, &new_url)?.plan(changes.iter().copied())?;
+            let image = |number: &usize| {
+                let change = &buffered.changes[*number];
+                after(change).map(|row| Image { change, row, operation: "" })
+            };
+            let data = files
+                .iter()
+                .filter(|file| !file.rows.is_empty())
+                .map(|file| DataToWrite {
+                    day: file.day,
+                    url: file.url.clone(),
+                    images: file.rows.iter().filter_map(image).collect(),
+                })
+                .collect();
+            let deletes = deletes
+                .into_iter()
+                .map(|(day, rows)| DeletesToWrite { day, url: self.new_url(table, day), rows })
+                .collect();
+            self.prepare(known, table, names, first_file, data, deletes)
+        })
+    }
+
+    /// Names what a flush adds to a change log, durably.
+    fn prepare_changes<'a>(
+        &self,
+        known: &KnownTable,
+        table: &LakeTable,
+        names: SnapshotNames,
+        buffered: &'a TableBuffer,
+        changes: &[usize],
+    ) -> Result<Prepared<'a>, LakeError> {
+        let mut days: BTreeMap<i32, Vec<Image<'a>>> = BTreeMap::new();
+        for number in changes {
+            let change = &buffered.changes[*number];
+            days.entry(change.day()).or_default().extend(images(change));
+        }
+        let data =
+            days.into_iter().map(|(day, images)| DataToWrite { day, url: self.new_url(table, day), images }).collect();
+        self.index.transaction(|| self.prepare(known, table, names, NOT_INDEXED, data, Vec::new()))
+    }
+
+    fn prepare<'a>(
+        &self,
+        known: &KnownTable,
+        table: &LakeTable,
+        names: SnapshotNames,
+        first_file: i64,
+        data: Vec<DataToWrite<'a>>,
+        deletes: Vec<DeletesToWrite>,
+    ) -> Result<Prepared<'a>, LakeError> {
+        let mut paths = names.paths(&table.directory);
+        for url in data.iter().map(|file| &file.url).chain(deletes.iter().map(|file| &file.url)) {
+            paths.push(table.path_of(url)?);
+        }
+        let written: usize = data.iter().map(|file| file.images.len()).sum();
+        let deleted: usize = deletes.iter().map(|file| file.rows.len()).sum();
+        let pending = Pending {
+            table_id: known.id,
+            table: known.name.clone(),
+            snapshot_id: names.snapshot_id,
+            version: (table.version + 1).cast_signed(),
+            first_file,
+            rows: written as i64 - deleted as i64,
+            paths,
+        };
+        self.index.add_pending(&pending)?;
+        Ok(Prepared { pending, data, deletes })
+    }
+
+    fn data_file(
+        &self,
+        table: &LakeTable,
+        buffered: &TableBuffer,
+        file: &DataToWrite<'_>,
+    ) -> Result<LakeFile, LakeError> {
+        let batches = file
+            .images
+            .chunks(BATCH_ROWS)
+            .map(|images| record_batch(&table.columns, &buffered.layouts, table.partition_field(), images));
+        data_file(&table.columns, batches, &placement(table, &file.url, file.day), self.row_group_rows())
+    }
+
+    fn row_group_rows(&self) -> usize {
+        usize::try_from(self.context.settings().lake_parquet_row_group_size).unwrap_or(usize::MAX)
+    }
+
+    /// A URL for a new file of a day.
+    fn new_url(&self, table: &LakeTable, day: i32) -> String {
+        let date = NaiveDate::from_epoch_days(day).map(|date| date.to_string()).unwrap_or_default();
+        table.url_of(&format!("{}/data/dt={date}/{}.parquet", table.directory, self.new_uuid()))
+    }
+
+    fn new_uuid(&self) -> Uuid {
+        let random = u128::from(self.context.random_u64()) << 64 | u128::from(self.context.random_u64());
+        uuid::Builder::from_random_bytes(random.to_be_bytes()).into_uuid()
+    }
+
+    /// Snapshot ids are positive.
+    fn new_snapshot_id(&self) -> i64 {
+        ((self.context.random_u64() >> 1).cast_signed()).max(1)
+    }
+}
+
+/// Stands for the first data file of a table without an index.
+const NOT_INDEXED: i64 = i64::MAX;
+
+/// A commit that is durably planned.
+struct Prepared<'a> {
+    pending: Pending,
+    data: Vec<DataToWrite<'a>>,
+    deletes: Vec<DeletesToWrite>,
+}
+
+struct DataToWrite<'a> {
+    day: i32,
+    url: String,
+    images: Vec<Image<'a>>,
+}
+
+struct DeletesToWrite {
+    day: i32,
+    url: String,
+    rows: Vec<(Arc<str>, i64)>,
+}
+
+fn placement<'a>(table: &LakeTable, url: &'a str, day: i32) -> Placement<'a> {
+    Placement { url, day, spec_id: table.metadata.default_partition_spec_id() }
+}
+
+/// The changes that the table has not taken in, by index, and the watermarks it will have with them.
+fn news(table: &LakeTable, changes: &[Change]) -> (Vec<usize>, BTreeMap<String, u64>) {
+    let mut shards: Vec<(&Rc<str>, u64, u64)> = Vec::new();
+    let mut numbers = Vec::with_capacity(changes.len());
+    for (number, change) in changes.iter().enumerate() {
+        let place = shards.iter().position(|(shard, ..)| Rc::ptr_eq(shard, &change.shard)).unwrap_or_else(|| {
+            let watermark = table.watermark(&change.shard);
+            shards.push((&change.shard, watermark, watermark));
+            shards.len() - 1
+        });
+        let (_, watermark, last) = &mut shards[place];
+        if change.lsn > *watermark {
+            *last = change.lsn.max(*last);
+            numbers.push(number);
+        }
+    }
+    (numbers, shards.into_iter().map(|(shard, _, last)| (shard.to_string(), last)).collect())
+}
+
+fn after(change: &Change) -> Option<&Row> {
+    match &change.action {
+        Action::Insert { after } | Action::Update { after, .. } => Some(after),
+        Action::Delete { .. } | Action::Drop => None,
+    }
+}
+
+/// A change's rows in the change log.
+fn images(change: &Change) -> impl Iterator<Item = Image<'_>> {
+    const NO_ROW: &Row = &Row { values: Vec::new() };
+    let image = |row, operation| Some(Image { change, row, operation });
+    let (first, second) = match &change.action {
+        Action::Insert { after } => (image(after, "insert"), None),
+        Action::Delete { before } => (image(before, "delete"), None),
+        Action::Update { before, after } => (image(before, "update_before"), image(after, "update_after")),
+        Action::Drop => (image(NO_ROW, "drop_table"), None),
+    };
+    first.into_iter().chain(second)
+}

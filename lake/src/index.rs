@@ -1,0 +1,338 @@
+//! The lake actor's own database: how far each shard was taken in, the index from keys to rows, and commits under way.
+//!
+//! A commit to a table is prepared in one transaction: the index moves to what it will be after the commit, the places that it
+//! overwrites are kept in `_dosql_undo`, and `_dosql_pending` names the snapshot and its files. After the commit the pending
+//! entry is dropped; where it did not happen, the index is taken back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rusqlite::types::{ToSqlOutput, Value as SqlValue, ValueRef};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
+
+use crate::LakeError;
+
+const TABLES: &str = "
+CREATE TABLE IF NOT EXISTS _dosql_shards (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, lsn INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS _dosql_tables (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, snapshot_id INTEGER NOT NULL, rows INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS _dosql_files (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, table_id INTEGER NOT NULL, url TEXT NOT NULL, day INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS _dosql_index (
+    table_id INTEGER NOT NULL, shard_id INTEGER NOT NULL, key NOT NULL, file INTEGER NOT NULL, position INTEGER NOT NULL,
+    PRIMARY KEY (table_id, shard_id, key)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS _dosql_undo (
+    table_id INTEGER NOT NULL, shard_id INTEGER NOT NULL, key NOT NULL, file INTEGER NOT NULL, position INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS _dosql_pending (
+    table_id INTEGER PRIMARY KEY, snapshot_id INTEGER NOT NULL, version INTEGER NOT NULL, first_file INTEGER NOT NULL,
+    rows INTEGER NOT NULL, paths TEXT NOT NULL
+);
+";
+
+/// A row's key within its table and shard: a single integer as it is, anything else encoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Key {
+    Integer(i64),
+    Encoded(Vec<u8>),
+}
+
+impl ToSql for Key {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(match self {
+            Self::Integer(integer) => ToSqlOutput::Owned(SqlValue::Integer(*integer)),
+            Self::Encoded(bytes) => ToSqlOutput::Borrowed(ValueRef::Blob(bytes)),
+        })
+    }
+}
+
+impl Key {
+    fn read(row: &Row<'_>, column: usize) -> rusqlite::Result<Self> {
+        Ok(match row.get_ref(column)? {
+            ValueRef::Integer(integer) => Self::Integer(integer),
+            other => Self::Encoded(other.as_bytes()?.to_vec()),
+        })
+    }
+}
+
+/// Where a row stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) file: i64,
+    pub(crate) row: i64,
+}
+
+/// What is known of a lake table.
+#[derive(Debug, Clone)]
+pub(crate) struct KnownTable {
+    pub(crate) id: i64,
+    pub(crate) name: String,
+    /// The snapshot that the index describes; 0 before the first.
+    pub(crate) snapshot_id: i64,
+    pub(crate) rows: i64,
+}
+
+/// A commit that was prepared and of which it is not yet known whether it happened.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) table_id: i64,
+    pub(crate) table: String,
+    pub(crate) snapshot_id: i64,
+    /// The metadata version it creates.
+    pub(crate) version: i64,
+    /// The first of its data files; later ones are its own, too.
+    pub(crate) first_file: i64,
+    /// By how many rows the table grows.
+    pub(crate) rows: i64,
+    /// Every object it may write.
+    pub(crate) paths: Vec<String>,
+}
+
+/// The database.
+pub(crate) struct Index {
+    database: Connection,
+}
+
+impl Index {
+    /// Opens it; says whether it is new.
+    pub(crate) fn open(database: Connection) -> Result<(Self, bool), LakeError> {
+        let known: Option<i64> = database
+            .query_row("SELECT 1 FROM sqlite_schema WHERE name = '_dosql_pending'", [], |row| row.get(0))
+            .optional()?;
+        database.set_prepared_statement_cache_capacity(64);
+        Ok((Self { database }, known.is_none()))
+    }
+
+    /// Makes the tables of a new database.
+    pub(crate) fn initialise(&self) -> Result<(), LakeError> {
+        self.transaction(|| Ok(self.database.execute_batch(TABLES)?))
+    }
+
+    /// Runs `work` as one transaction.
+    pub(crate) fn transaction<T>(&self, work: impl FnOnce() -> Result<T, LakeError>) -> Result<T, LakeError> {
+        let transaction = self.database.unchecked_transaction()?;
+        let outcome = work()?;
+        transaction.commit()?;
+        Ok(outcome)
+    }
+
+    /// Each shard's last LSN that every table has taken in.
+    pub(crate) fn durable(&self) -> Result<BTreeMap<String, u64>, LakeError> {
+        let mut statement = self.database.prepare_cached("SELECT name, lsn FROM _dosql_shards")?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned())))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Sets the shards' durable LSNs.
+    pub(crate) fn set_durable(&self, shards: &BTreeMap<String, u64>) -> Result<(), LakeError> {
+        self.transaction(|| {
+            let mut statement = self.database.prepare_cached(
+                "INSERT INTO _dosql_shards (name, lsn) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET lsn = excluded.lsn",
+            )?;
+            for (shard, lsn) in shards {
+                statement.execute(params![shard, lsn.cast_signed()])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The number that stands for a shard in the index.
+    pub(crate) fn shard_id(&self, shard: &str) -> Result<i64, LakeError> {
+        self.database
+            .prepare_cached("INSERT INTO _dosql_shards (name, lsn) VALUES (?1, 0) ON CONFLICT (name) DO NOTHING")?
+            .execute([shard])?;
+        let mut statement = self.database.prepare_cached("SELECT id FROM _dosql_shards WHERE name = ?1")?;
+        Ok(statement.query_row([shard], |row| row.get(0))?)
+    }
+
+    /// What is known of every lake table.
+    pub(crate) fn tables(&self) -> Result<Vec<KnownTable>, LakeError> {
+        let mut statement =
+            self.database.prepare_cached("SELECT id, name, snapshot_id, rows FROM _dosql_tables ORDER BY name")?;
+        Ok(statement.query_map([], known_table)?.collect::<Result<_, _>>()?)
+    }
+
+    /// What is known of a lake table, from now on.
+    pub(crate) fn table(&self, name: &str) -> Result<KnownTable, LakeError> {
+        self.database
+            .prepare_cached(
+                "INSERT INTO _dosql_tables (name, snapshot_id, rows) VALUES (?1, 0, 0) ON CONFLICT (name) DO NOTHING",
+            )?
+            .execute([name])?;
+        let mut statement =
+            self.database.prepare_cached("SELECT id, name, snapshot_id, rows FROM _dosql_tables WHERE name = ?1")?;
+        Ok(statement.query_row([name], known_table)?)
+    }
+
+    /// Registers a data file; returns its number, higher than every one before.
+    pub(crate) fn add_file(&self, table_id: i64, url: &str, day: i32) -> Result<i64, LakeError> {
+        self.database
+            .prepare_cached("INSERT INTO _dosql_files (table_id, url, day) VALUES (?1, ?2, ?3)")?
+            .execute(params![table_id, url, day])?;
+        Ok(self.database.last_insert_rowid())
+    }
+
+    /// The number that the next data file will at least have.
+    pub(crate) fn next_file(&self) -> Result<i64, LakeError> {
+        let mut statement =
+            self.database.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = '_dosql_files'")?;
+        Ok(statement.query_row([], |row| row.get::<_, i64>(0)).optional()?.unwrap_or(0) + 1)
+    }
+
+    /// A data file's URL and day.
+    pub(crate) fn file(&self, id: i64) -> Result<(Arc<str>, i32), LakeError> {
+        let mut statement = self.database.prepare_cached("SELECT url, day FROM _dosql_files WHERE id = ?1")?;
+        Ok(statement.query_row([id], |row| Ok((row.get::<_, String>(0)?.into(), row.get(1)?)))?)
+    }
+
+    /// Prepares a commit.
+    pub(crate) fn add_pending(&self, pending: &Pending) -> Result<(), LakeError> {
+        let Pending { table_id, snapshot_id, version, first_file, rows, paths, .. } = pending;
+        let paths = paths.join("\n");
+        self.database
+            .prepare_cached("INSERT INTO _dosql_pending VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+            .execute(params![table_id, snapshot_id, version, first_file, rows, paths])?;
+        Ok(())
+    }
+
+    /// The commits of which it is not known whether they happened.
+    pub(crate) fn pending(&self) -> Result<Vec<Pending>, LakeError> {
+        let mut statement = self.database.prepare_cached(
+            "SELECT table_id, name, p.snapshot_id, version, first_file, p.rows, paths
+             FROM _dosql_pending p JOIN _dosql_tables t ON t.id = table_id ORDER BY table_id",
+        )?;
+        let rows = statement.query_map([], |row| {
+            Ok(Pending {
+                table_id: row.get(0)?,
+                table: row.get(1)?,
+                snapshot_id: row.get(2)?,
+                version: row.get(3)?,
+                first_file: row.get(4)?,
+                rows: row.get(5)?,
+                paths: row.get::<_, String>(6)?.lines().map(str::to_owned).collect(),
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// A pending commit has happened.
+    pub(crate) fn confirm(&self, pending: &Pending) -> Result<(), LakeError> {
+        self.transaction(|| {
+            self.database
+                .prepare_cached("UPDATE _dosql_tables SET snapshot_id = ?2, rows = rows + ?3 WHERE id = ?1")?
+                .execute(params![pending.table_id, pending.snapshot_id, pending.rows])?;
+            self.forget(pending)
+        })
+    }
+
+    /// A pending commit has not happened and never will.
+    pub(crate) fn take_back(&self, pending: &Pending) -> Result<(), LakeError> {
+        let Pending { table_id, first_file, .. } = pending;
+        self.transaction(|| {
+            self.database
+                .prepare_cached("DELETE FROM _dosql_index WHERE table_id = ?1 AND file >= ?2")?
+                .execute([table_id, first_file])?;
+            self.database
+                .prepare_cached(
+                    "INSERT INTO _dosql_index (table_id, shard_id, key, file, position)
+                     SELECT table_id, shard_id, key, file, position FROM _dosql_undo WHERE table_id = ?1",
+                )?
+                .execute([table_id])?;
+            self.database
+                .prepare_cached("DELETE FROM _dosql_files WHERE table_id = ?1 AND id >= ?2")?
+                .execute([table_id, first_file])?;
+            self.forget(pending)
+        })
+    }
+
+    fn forget(&self, pending: &Pending) -> Result<(), LakeError> {
+        for statement in
+            ["DELETE FROM _dosql_undo WHERE table_id = ?1", "DELETE FROM _dosql_pending WHERE table_id = ?1"]
+        {
+            self.database.prepare_cached(statement)?.execute([pending.table_id])?;
+        }
+        Ok(())
+    }
+
+    /// The index of one table and shard.
+    pub(crate) fn keys(&self, table_id: i64, shard_id: i64) -> Keys<'_> {
+        Keys { database: &self.database, table_id, shard_id }
+    }
+}
+
+fn known_table(row: &Row<'_>) -> rusqlite::Result<KnownTable> {
+    Ok(KnownTable { id: row.get(0)?, name: row.get(1)?, snapshot_id: row.get(2)?, rows: row.get(3)? })
+}
+
+/// The index from keys to rows, of one table and shard.
+#[derive(Clone, Copy)]
+pub(crate) struct Keys<'a> {
+    database: &'a Connection,
+    table_id: i64,
+    shard_id: i64,
+}
+
+impl Keys<'_> {
+    /// Adds a key where it is not there yet; says whether it was added.
+    pub(crate) fn add(&self, key: &Key, position: Position) -> Result<bool, LakeError> {
+        let mut statement = self.database.prepare_cached(
+            "INSERT INTO _dosql_index (table_id, shard_id, key, file, position) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT DO NOTHING",
+        )?;
+        Ok(statement.execute(params![self.table_id, self.shard_id, key, position.file, position.row])? == 1)
+    }
+
+    /// Moves a key that is there.
+    pub(crate) fn set(&self, key: &Key, position: Position) -> Result<(), LakeError> {
+        self.database
+            .prepare_cached(
+                "UPDATE _dosql_index SET file = ?4, position = ?5 WHERE table_id = ?1 AND shard_id = ?2 AND key = ?3",
+            )?
+            .execute(params![self.table_id, self.shard_id, key, position.file, position.row])?;
+        Ok(())
+    }
+
+    /// Where a key's row stands.
+    pub(crate) fn get(&self, key: &Key) -> Result<Option<Position>, LakeError> {
+        let mut statement = self.database.prepare_cached(
+            "SELECT file, position FROM _dosql_index WHERE table_id = ?1 AND shard_id = ?2 AND key = ?3",
+        )?;
+        Ok(statement
+            .query_row(params![self.table_id, self.shard_id, key], |row| {
+                Ok(Position { file: row.get(0)?, row: row.get(1)? })
+            })
+            .optional()?)
+    }
+
+    /// Removes a key.
+    pub(crate) fn remove(&self, key: &Key) -> Result<(), LakeError> {
+        self.database
+            .prepare_cached("DELETE FROM _dosql_index WHERE table_id = ?1 AND shard_id = ?2 AND key = ?3")?
+            .execute(params![self.table_id, self.shard_id, key])?;
+        Ok(())
+    }
+
+    /// Some of the keys.
+    pub(crate) fn some(&self, limit: u32) -> Result<Vec<Key>, LakeError> {
+        let mut statement = self
+            .database
+            .prepare_cached("SELECT key FROM _dosql_index WHERE table_id = ?1 AND shard_id = ?2 LIMIT ?3")?;
+        let rows = statement.query_map(params![self.table_id, self.shard_id, limit], |row| Key::read(row, 0))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Keeps the place that a committed row had, for [`Index::take_back`].
+    pub(crate) fn keep_for_undo(&self, key: &Key, position: Position) -> Result<(), LakeError> {
+        self.database
+            .prepare_cached(
+                "INSERT INTO _dosql_undo (table_id, shard_id, key, file, position) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![self.table_id, self.shard_id, key, position.file, position.row])?;
+        Ok(())
+    }
+}

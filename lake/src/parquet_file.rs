@@ -1,0 +1,193 @@
+//! Parquet files and what Iceberg records of them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::{Int64Array, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Schema as ArrowSchema, SchemaRef};
+use bytes::Bytes;
+use iceberg::spec::{DataContentType, DataFile, DataFileBuilder, DataFileFormat, Datum, Literal, Struct};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::metadata::ParquetMetaData;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::statistics::Statistics;
+
+use crate::LakeError;
+use crate::columns::{ColumnType, LakeColumns, Meta, Source, arrow_field};
+
+/// Field ids that Iceberg reserves for the columns of a position delete file.
+const DELETED_FILE_ID: i32 = 2_147_483_546;
+const DELETED_POSITION_ID: i32 = 2_147_483_545;
+
+/// A file's bytes, and how a manifest lists it.
+pub(crate) struct LakeFile {
+    pub(crate) bytes: Bytes,
+    pub(crate) entry: DataFile,
+}
+
+/// Where a file will stand.
+pub(crate) struct Placement<'a> {
+    pub(crate) url: &'a str,
+    /// Days since the epoch: the partition.
+    pub(crate) day: i32,
+    pub(crate) spec_id: i32,
+}
+
+/// A data file of these rows.
+pub(crate) fn data_file(
+    columns: &LakeColumns,
+    batches: impl Iterator<Item = Result<RecordBatch, LakeError>>,
+    placement: &Placement<'_>,
+    row_group_rows: usize,
+) -> Result<LakeFile, LakeError> {
+    let (bytes, metadata) = encode(&columns.arrow, batches, row_group_rows)?;
+    let metrics = Metrics::of(&metadata, columns);
+    let rows = u64::try_from(metadata.file_metadata().num_rows()).unwrap_or(0);
+    let mut entry = entry(DataContentType::Data, placement, rows, bytes.len());
+    entry
+        .column_sizes(metrics.sizes)
+        .value_counts(metrics.values)
+        .null_value_counts(metrics.nulls)
+        .lower_bounds(metrics.lower)
+        .upper_bounds(metrics.upper)
+        .split_offsets(Some(
+            metadata.row_groups().iter().filter_map(|group| group.columns().first()).map(offset).collect(),
+        ));
+    Ok(LakeFile { bytes, entry: entry.build().map_err(incomplete)? })
+}
+
+/// A position delete file: rows of data files, by URL and position, in ascending order.
+pub(crate) fn position_delete_file(
+    deletes: &[(Arc<str>, i64)],
+    placement: &Placement<'_>,
+    row_group_rows: usize,
+) -> Result<LakeFile, LakeError> {
+    let schema = Arc::new(ArrowSchema::new(vec![
+        arrow_field("file_path", DataType::Utf8, DELETED_FILE_ID, false),
+        arrow_field("pos", DataType::Int64, DELETED_POSITION_ID, false),
+    ]));
+    let files: StringArray = deletes.iter().map(|(file, _)| Some(&**file)).collect();
+    let positions: Int64Array = deletes.iter().map(|(_, position)| Some(*position)).collect();
+    let batch = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(files), Arc::new(positions)])?;
+    let (bytes, _) = encode(&schema, std::iter::once(Ok(batch)), row_group_rows)?;
+    let mut entry = entry(DataContentType::PositionDeletes, placement, deletes.len() as u64, bytes.len());
+    if let (Some((first, _)), Some((last, _))) = (deletes.first(), deletes.last()) {
+        entry.lower_bounds(HashMap::from([(DELETED_FILE_ID, Datum::string(first))]));
+        entry.upper_bounds(HashMap::from([(DELETED_FILE_ID, Datum::string(last))]));
+        entry.referenced_data_file((first == last).then(|| first.to_string()));
+    }
+    Ok(LakeFile { bytes, entry: entry.build().map_err(incomplete)? })
+}
+
+fn entry(content: DataContentType, placement: &Placement<'_>, rows: u64, bytes: usize) -> DataFileBuilder {
+    let mut entry = DataFileBuilder::default();
+    entry
+        .content(content)
+        .file_path(placement.url.to_owned())
+        .file_format(DataFileFormat::Parquet)
+        .partition(Struct::from_iter([Some(Literal::date(placement.day))]))
+        .partition_spec_id(placement.spec_id)
+        .record_count(rows)
+        .file_size_in_bytes(bytes as u64);
+    entry
+}
+
+fn incomplete(error: iceberg::spec::DataFileBuilderError) -> LakeError {
+    LakeError::Iceberg(Box::new(iceberg::Error::new(iceberg::ErrorKind::DataInvalid, error.to_string())))
+}
+
+fn encode(
+    schema: &SchemaRef,
+    batches: impl Iterator<Item = Result<RecordBatch, LakeError>>,
+    row_group_rows: usize,
+) -> Result<(Bytes, ParquetMetaData), LakeError> {
+    let properties = WriterProperties::builder()
+        .set_created_by("DoLake".to_owned())
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
+        .set_max_row_group_row_count(Some(row_group_rows))
+        // Bounds are kept for a row group; bounds for each page would cost time on every value.
+        .set_statistics_enabled(EnabledStatistics::Chunk)
+        .build();
+    // The Arrow schema itself is left out: readers go by field ids.
+    let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
+    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(schema), options)?;
+    for batch in batches {
+        writer.write(&batch?)?;
+    }
+    let metadata = writer.finish()?;
+    Ok((writer.into_inner()?.into(), metadata))
+}
+
+fn offset(column: &parquet::file::metadata::ColumnChunkMetaData) -> i64 {
+    column.dictionary_page_offset().unwrap_or_else(|| column.data_page_offset())
+}
+
+/// What a manifest says of a file's columns, by field id.
+#[derive(Default)]
+struct Metrics {
+    sizes: HashMap<i32, u64>,
+    values: HashMap<i32, u64>,
+    nulls: HashMap<i32, u64>,
+    lower: HashMap<i32, Datum>,
+    upper: HashMap<i32, Datum>,
+}
+
+impl Metrics {
+    fn of(metadata: &ParquetMetaData, columns: &LakeColumns) -> Self {
+        let mut metrics = Self::default();
+        for group in metadata.row_groups() {
+            for (chunk, column) in group.columns().iter().zip(&columns.columns) {
+                let count = |number: i64| u64::try_from(number).unwrap_or(0);
+                *metrics.sizes.entry(column.id).or_default() += count(chunk.compressed_size());
+                *metrics.values.entry(column.id).or_default() += count(chunk.num_values());
+                let Some(statistics) = chunk.statistics() else { continue };
+                *metrics.nulls.entry(column.id).or_default() += statistics.null_count_opt().unwrap_or(0);
+                let (lower, upper) = bounds(&column.source, statistics);
+                keep(&mut metrics.lower, column.id, lower, std::cmp::Ordering::Less);
+                keep(&mut metrics.upper, column.id, upper, std::cmp::Ordering::Greater);
+            }
+        }
+        metrics
+    }
+}
+
+/// Keeps the more extreme of the bounds.
+fn keep(bounds: &mut HashMap<i32, Datum>, id: i32, bound: Option<Datum>, extreme: std::cmp::Ordering) {
+    let Some(bound) = bound else { return };
+    match bounds.get_mut(&id) {
+        Some(kept) => {
+            if bound.partial_cmp(kept) == Some(extreme) {
+                *kept = bound;
+            }
+        }
+        None => {
+            bounds.insert(id, bound);
+        }
+    }
+}
+
+fn bounds(source: &Source, statistics: &Statistics) -> (Option<Datum>, Option<Datum>) {
+    match statistics {
+        Statistics::Int64(values) => {
+            let datum = |value: &i64| match source {
+                Source::Meta(Meta::CommittedAt) => Datum::timestamptz_micros(*value),
+                _ => Datum::long(*value),
+            };
+            (values.min_opt().map(datum), values.max_opt().map(datum))
+        }
+        Statistics::Double(values) => {
+            let datum = |value: &f64| Datum::double(*value);
+            (values.min_opt().map(datum), values.max_opt().map(datum))
+        }
+        Statistics::ByteArray(values) => {
+            let datum = |bytes: &[u8]| match source {
+                Source::Column(ColumnType::Binary) => Some(Datum::binary(bytes.iter().copied())),
+                _ => std::str::from_utf8(bytes).ok().map(Datum::string),
+            };
+            (values.min_bytes_opt().and_then(datum), values.max_bytes_opt().and_then(datum))
+        }
+        _ => (None, None),
+    }
+}

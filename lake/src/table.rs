@@ -1,0 +1,221 @@
+//! One Iceberg table in object storage: where its objects stand, how it is found and made.
+
+use dosql_actors::ObjectStore;
+use dosql_proto::WalTable;
+use iceberg::spec::{ManifestFile, SchemaRef, TableMetadata};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::LakeError;
+use crate::columns::{LakeColumns, TableKind, new_schema, partition_field_name};
+
+/// The warehouse's default namespace.
+pub(crate) const NAMESPACE: &str = "default";
+/// Metadata versions that the newest one's log names.
+const METADATA_VERSIONS_LOGGED: &str = "100";
+/// In a snapshot's summary, before a shard's name: the last LSN of that shard the table has taken in.
+pub(crate) const WATERMARK: &str = "dosql.lsn.";
+/// Suffix of a change log's name.
+const CHANGES: &str = "__changes";
+
+/// The name of a source table's lake table, and of its directory. Characters other than letters, digits, `_` and `-` are
+/// written `~HH`, and a source name that ends as change logs do gets a `~`, so that different tables stay apart.
+pub(crate) fn table_name(source: &str, kind: TableKind) -> String {
+    let mut name = String::with_capacity(source.len() + CHANGES.len());
+    for byte in source.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-') {
+            name.push(char::from(byte));
+        } else {
+            name.push_str(&format!("~{byte:02x}"));
+        }
+    }
+    if name.ends_with(CHANGES) {
+        name.push('~');
+    }
+    if kind == TableKind::Changes {
+        name.push_str(CHANGES);
+    }
+    name
+}
+
+/// The directory of a lake table.
+pub(crate) fn table_directory(name: &str) -> String {
+    format!("warehouse/{NAMESPACE}/{name}")
+}
+
+/// The path of a metadata version.
+pub(crate) fn metadata_path(directory: &str, version: u64) -> String {
+    format!("{directory}/metadata/v{version}.metadata.json")
+}
+
+/// A table as of its newest metadata version.
+pub(crate) struct LakeTable {
+    pub(crate) directory: String,
+    pub(crate) version: u64,
+    pub(crate) metadata: TableMetadata,
+    pub(crate) columns: LakeColumns,
+    /// The schema with new columns, until a commit makes it the table's.
+    pub(crate) evolved: Option<SchemaRef>,
+    /// The current snapshot's manifests, once they were read.
+    pub(crate) manifests: Option<Vec<ManifestFile>>,
+}
+
+impl LakeTable {
+    fn new(directory: &str, version: u64, metadata: TableMetadata) -> Result<Self, LakeError> {
+        let columns = LakeColumns::of_schema(metadata.current_schema())?;
+        Ok(Self { directory: directory.to_owned(), version, metadata, columns, evolved: None, manifests: None })
+    }
+
+    /// The newest version of the table, or `None` where there is none. The version hint may be stale: newer versions are
+    /// looked for.
+    pub(crate) async fn load(objects: &dyn ObjectStore, directory: &str) -> Result<Option<Self>, LakeError> {
+        let hint = objects.get(&hint_path(directory)).await?;
+        let mut version =
+            hint.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.trim().parse().ok()).unwrap_or(1_u64).max(1);
+        let Some(mut bytes) = objects.get(&metadata_path(directory, version)).await? else { return Ok(None) };
+        while let Some(newer) = objects.get(&metadata_path(directory, version + 1)).await? {
+            bytes = newer;
+            version += 1;
+        }
+        let path = metadata_path(directory, version);
+        let metadata =
+            serde_json::from_slice(&bytes).map_err(|error| LakeError::Malformed { path, reason: error.to_string() })?;
+        Self::new(directory, version, metadata).map(Some)
+    }
+
+    /// Makes the table, or loads the one that is there already.
+    pub(crate) async fn create(
+        objects: &dyn ObjectStore,
+        directory: &str,
+        source: &str,
+        kind: TableKind,
+        layouts: &[WalTable],
+        uuid: Uuid,
+        now_ms: u64,
+    ) -> Result<Self, LakeError> {
+        let partition_field = partition_field_name(layouts);
+        let schema = new_schema(kind, layouts, partition_field)?;
+        let committed_at = schema.field_by_name("_committed_at").map(|field| field.id);
+        let document = json!({
+            "format-version": 2,
+            "table-uuid": uuid,
+            "location": objects.url(directory),
+            "last-sequence-number": 0,
+            "last-updated-ms": now_ms,
+            "last-column-id": schema.highest_field_id(),
+            "schemas": [schema],
+            "current-schema-id": 0,
+            "partition-specs": [{
+                "spec-id": 0,
+                "fields": [{
+                    "source-id": committed_at,
+                    "field-id": 1000,
+                    "name": partition_field,
+                    "transform": "day"
+                }]
+            }],
+            "default-spec-id": 0,
+            "last-partition-id": 1000,
+            "sort-orders": [{ "order-id": 0, "fields": [] }],
+            "default-sort-order-id": 0,
+            "properties": {
+                "dosql.source": source,
+                "write.metadata.previous-versions-max": METADATA_VERSIONS_LOGGED,
+                "write.parquet.compression-codec": "zstd"
+            },
+            "snapshots": [],
+            "snapshot-log": [],
+            "metadata-log": [],
+            "refs": {}
+        });
+        let path = metadata_path(directory, 1);
+        let malformed =
+            |error: serde_json::Error| LakeError::Malformed { path: path.clone(), reason: error.to_string() };
+        let metadata: TableMetadata = serde_json::from_value(document).map_err(malformed)?;
+        let bytes = serde_json::to_vec(&metadata).map_err(malformed)?;
+        if let Err(error) = objects.create(&path, bytes.into()).await {
+            // Either it is there already or the failed write took effect; a table without rows is the same whoever made it.
+            return Self::load(objects, directory).await?.ok_or_else(|| error.into());
+        }
+        let table = Self::new(directory, 1, metadata)?;
+        table.put_hint(objects).await;
+        Ok(table)
+    }
+
+    /// The URL of its current metadata version.
+    pub(crate) fn metadata_url(&self) -> String {
+        format!("{}/metadata/v{}.metadata.json", self.metadata.location(), self.version)
+    }
+
+    /// The object's path for a URL in the table's metadata.
+    pub(crate) fn path_of(&self, url: &str) -> Result<String, LakeError> {
+        match url.strip_prefix(self.metadata.location()) {
+            Some(rest) => Ok(format!("{}{rest}", self.directory)),
+            None => Err(LakeError::Malformed {
+                path: url.to_owned(),
+                reason: format!("it lies outside the table's location {}", self.metadata.location()),
+            }),
+        }
+    }
+
+    /// The URL of an object of the table.
+    pub(crate) fn url_of(&self, path: &str) -> String {
+        format!("{}{}", self.metadata.location(), path.strip_prefix(&self.directory).unwrap_or(path))
+    }
+
+    /// The name of the field it is partitioned by.
+    pub(crate) fn partition_field(&self) -> &str {
+        self.metadata.default_partition_spec().fields().first().map_or("dt", |field| &field.name)
+    }
+
+    /// The last LSN of `shard` that the table has taken in.
+    pub(crate) fn watermark(&self, shard: &str) -> u64 {
+        self.metadata
+            .current_snapshot()
+            .and_then(|snapshot| snapshot.summary().additional_properties.get(&format!("{WATERMARK}{shard}")))
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// Points readers at the newest version. That may fail: whoever finds a stale hint looks for newer versions.
+    pub(crate) async fn put_hint(&self, objects: &dyn ObjectStore) {
+        if let Err(error) = objects.put(&hint_path(&self.directory), self.version.to_string().into()).await {
+            tracing::warn!(table = self.directory, version = self.version, %error, "version hint not written");
+        }
+    }
+
+    /// Makes sure that a commit to `version`, which may still be on its way, can no longer happen: takes that version with the
+    /// current metadata unchanged. Returns what the table then is.
+    pub(crate) async fn fence(self, objects: &dyn ObjectStore, version: u64) -> Result<Self, LakeError> {
+        if self.version >= version {
+            return Ok(self);
+        }
+        let path = metadata_path(&self.directory, version);
+        let bytes = serde_json::to_vec(&self.metadata)
+            .map_err(|error| LakeError::Malformed { path: path.clone(), reason: error.to_string() })?;
+        let created = objects.create(&path, bytes.into()).await;
+        let table = Self::load(objects, &self.directory).await?;
+        match (table, created) {
+            (Some(table), _) if table.version >= version => Ok(table),
+            (_, Err(error)) => Err(error.into()),
+            (_, Ok(())) => Err(LakeError::Malformed { path, reason: "it was created and is gone".to_owned() }),
+        }
+    }
+}
+
+fn hint_path(directory: &str) -> String {
+    format!("{directory}/metadata/version-hint.text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_stay_apart() {
+        assert_eq!(table_name("orders", TableKind::Mirror), "orders");
+        assert_eq!(table_name("orders", TableKind::Changes), "orders__changes");
+        assert_eq!(table_name("orders__changes", TableKind::Mirror), "orders__changes~");
+        assert_eq!(table_name("a/../b c", TableKind::Mirror), "a~2f~2e~2e~2fb~20c");
+    }
+}

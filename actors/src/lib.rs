@@ -8,7 +8,10 @@
 
 pub mod host;
 pub mod runtime;
+pub mod shard;
 pub mod sql_value;
+#[cfg(test)]
+mod test_world;
 
 pub use runtime::{
     Actor, Call, Context, Delivery, Handled, Host, Input, Mailbox, ObjectError, ObjectMeta, ObjectStore, Payload,

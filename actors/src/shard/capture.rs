@@ -1,0 +1,252 @@
+//! The row images of the transaction that runs, taken by SQLite's pre-update hook and kept encoded.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use dosql_proto::{Error, ErrorCode, Operation, SchemaChange, WalRecord};
+use prost::Message;
+use rusqlite::Connection;
+use rusqlite::hooks::{Action, PreUpdateCase};
+use rusqlite::types::ValueRef;
+
+use super::encoding::{Change, put_change, put_value};
+use super::guard::{Guard, ThreadBound};
+use super::schema::TableShape;
+use crate::sql_value::sql_error;
+
+/// Most bytes one transaction's record may take.
+pub(super) const MAX_RECORD_BYTES: usize = 128 << 20;
+
+/// Largest value a row may hold, in bytes.
+pub(super) const MAX_VALUE_BYTES: usize = 16 << 20;
+
+/// What the running transaction has changed so far.
+#[derive(Default)]
+pub(super) struct Capture {
+    shapes: HashMap<String, Rc<TableShape>>,
+    /// The tables the record refers to, by index.
+    tables: Vec<Rc<TableShape>>,
+    /// The index of each table as it is now.
+    indexes: HashMap<String, u32>,
+    /// The table that changed last, by index: changes come in runs.
+    last: Option<u32>,
+    /// The record's changes, encoded.
+    changes: Vec<u8>,
+    count: u32,
+    schema_changes: Vec<SchemaChange>,
+    before: Vec<u8>,
+    after: Vec<u8>,
+    /// Why the transaction must not be kept.
+    failure: Option<Error>,
+    /// Calls of the hook that began and that ended: a panic in between would otherwise pass unnoticed.
+    began: u64,
+    ended: u64,
+    /// Whether a row was inserted since this was last asked.
+    inserted: bool,
+}
+
+impl Capture {
+    /// Puts the hook on a connection.
+    pub(super) fn install(connection: &mut Connection, guard: &Rc<Guard>) -> Result<Rc<RefCell<Self>>, Error> {
+        let capture = Rc::new(RefCell::new(Self::default()));
+        let bound = ThreadBound::new((Rc::clone(&capture), Rc::clone(guard)));
+        let hook = move |_: Action, database: &str, table: &str, case: &PreUpdateCase| {
+            let (capture, guard) = bound.get();
+            if database == "main" && !guard.is_own() && !table.starts_with("sqlite_") {
+                capture.borrow_mut().row(table, case);
+            }
+        };
+        connection.preupdate_hook(Some(hook)).map_err(sql_error)?;
+        Ok(capture)
+    }
+
+    /// Tables as they are from now on.
+    pub(super) fn set_shapes(&mut self, shapes: &HashMap<String, Rc<TableShape>>) {
+        self.shapes.clone_from(shapes);
+        self.indexes.clear();
+        self.last = None;
+    }
+
+    /// Forgets everything but the tables.
+    pub(super) fn clear(&mut self) {
+        let shapes = std::mem::take(&mut self.shapes);
+        let mut changes = std::mem::take(&mut self.changes);
+        changes.clear();
+        // One large transaction must not hold its memory for ever.
+        changes.shrink_to(1 << 20);
+        *self = Self { shapes, changes, ..Self::default() };
+    }
+
+    /// Whether nothing was changed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0 && self.schema_changes.is_empty()
+    }
+
+    /// Whether a row was inserted since this was last asked.
+    pub(super) fn take_inserted(&mut self) -> bool {
+        std::mem::take(&mut self.inserted)
+    }
+
+    /// Records a change of the schema, after the row changes so far.
+    pub(super) fn schema_changed(&mut self, change: SchemaChange) {
+        self.schema_changes.push(SchemaChange { after_changes: self.count, ..change });
+    }
+
+    /// Records one row that the hook does not see.
+    pub(super) fn row_outside_hook(
+        &mut self,
+        shape: &TableShape,
+        operation: Operation,
+        rowid: i64,
+        before: Option<&[ValueRef<'_>]>,
+        after: &[ValueRef<'_>],
+    ) -> Result<(), Error> {
+        let Some(table) = self.index(&shape.table.name) else { return self.check() };
+        self.before.clear();
+        self.after.clear();
+        for value in before.into_iter().flatten() {
+            put_value(&mut self.before, *value);
+        }
+        for value in after {
+            put_value(&mut self.after, *value);
+        }
+        self.push(table, operation, rowid, before.is_some(), true);
+        self.check()
+    }
+
+    /// Fails where an image is missing or the transaction has grown beyond the limits.
+    pub(super) fn check(&mut self) -> Result<(), Error> {
+        if self.began != self.ended {
+            return Err(Error::internal("a row image could not be taken"));
+        }
+        self.failure.take().map_or(Ok(()), Err)
+    }
+
+    /// The record, encoded. Ends this transaction's capture.
+    pub(super) fn record(&mut self, lsn: u64, hlc: u64) -> &[u8] {
+        let rest = WalRecord {
+            lsn,
+            hlc,
+            tables: self.tables.iter().map(|shape| shape.table.clone()).collect(),
+            changes: Vec::new(),
+            schema_changes: std::mem::take(&mut self.schema_changes),
+        };
+        self.changes.reserve(rest.encoded_len());
+        // Protobuf's fields may come in any order: what is known last goes last, and the changes are not copied.
+        self.changes.extend_from_slice(&rest.encode_to_vec());
+        &self.changes
+    }
+
+    fn row(&mut self, table: &str, case: &PreUpdateCase) {
+        if self.failure.is_some() {
+            return;
+        }
+        self.began += 1;
+        if let Some(index) = self.index(table) {
+            if let Err(error) = self.images(index, case) {
+                self.failure.get_or_insert_with(|| sql_error(error));
+            }
+        }
+        self.ended += 1;
+    }
+
+    fn index(&mut self, name: &str) -> Option<u32> {
+        if let Some(last) = self.last {
+            if self.tables[last as usize].table.name == name {
+                return Some(last);
+            }
+        }
+        if let Some(index) = self.indexes.get(name) {
+            self.last = Some(*index);
+            return self.last;
+        }
+        let Some(shape) = self.shapes.get(name) else {
+            self.failure.get_or_insert_with(|| Error::internal(format!("rows of the unknown table {name} changed")));
+            return None;
+        };
+        let index = u32::try_from(self.tables.len()).ok()?;
+        self.tables.push(Rc::clone(shape));
+        self.indexes.insert(name.to_owned(), index);
+        self.last = Some(index);
+        self.last
+    }
+
+    fn images(&mut self, table: u32, case: &PreUpdateCase) -> rusqlite::Result<()> {
+        let shape = Rc::clone(&self.tables[table as usize]);
+        let rowid = |rowid: i64| if shape.has_rowid { rowid } else { 0 };
+        match case {
+            PreUpdateCase::Insert(new) => {
+                self.inserted |= shape.has_rowid && new.get_query_depth() == 0;
+                image(&mut self.after, &shape, &mut self.failure, |column| new.get_new_column_value(column))?;
+                self.push(table, Operation::Insert, rowid(new.get_new_row_id()), false, true);
+            }
+            PreUpdateCase::Delete(old) => {
+                image(&mut self.before, &shape, &mut self.failure, |column| old.get_old_column_value(column))?;
+                self.push(table, Operation::Delete, rowid(old.get_old_row_id()), true, false);
+            }
+            PreUpdateCase::Update { old_value_accessor: old, new_value_accessor: new } => {
+                image(&mut self.before, &shape, &mut self.failure, |column| old.get_old_column_value(column))?;
+                image(&mut self.after, &shape, &mut self.failure, |column| new.get_new_column_value(column))?;
+                let (was, is) = (rowid(old.get_old_row_id()), rowid(new.get_new_row_id()));
+                if shape.table.primary_key.is_empty() && was != is {
+                    // The rowid is such a row's only key: under a new one it is another row.
+                    self.push(table, Operation::Delete, was, true, false);
+                    self.push(table, Operation::Insert, is, false, true);
+                } else {
+                    self.push(table, Operation::Update, was, true, true);
+                }
+            }
+            PreUpdateCase::Unknown => {
+                self.failure = Some(Error::internal("SQLite reported a change of an unknown kind"));
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, table: u32, operation: Operation, rowid: i64, before: bool, after: bool) {
+        let change = Change {
+            table,
+            operation,
+            rowid,
+            before: before.then_some(self.before.as_slice()),
+            after: after.then_some(self.after.as_slice()),
+        };
+        put_change(&mut self.changes, &change);
+        self.count += 1;
+        if self.changes.len() > MAX_RECORD_BYTES {
+            let message = format!("one transaction may change at most {MAX_RECORD_BYTES} bytes of rows; split it");
+            self.failure.get_or_insert_with(|| Error::new(ErrorCode::TooLarge, message));
+            self.changes = Vec::new();
+        }
+    }
+}
+
+/// Encodes the row whose columns `value` gives.
+fn image<'v>(
+    out: &mut Vec<u8>,
+    shape: &TableShape,
+    failure: &mut Option<Error>,
+    value: impl Fn(i32) -> rusqlite::Result<ValueRef<'v>>,
+) -> rusqlite::Result<()> {
+    out.clear();
+    for (at, column) in shape.stored.iter().enumerate() {
+        let value = match value(*column)? {
+            #[expect(clippy::cast_precision_loss, reason = "it is what SQLite's REAL affinity does")]
+            ValueRef::Integer(integer) if shape.real[at] => ValueRef::Real(integer as f64),
+            value => value,
+        };
+        if let ValueRef::Text(bytes) | ValueRef::Blob(bytes) = value {
+            if bytes.len() > MAX_VALUE_BYTES {
+                let name = &shape.table.columns[at].name;
+                let message = format!(
+                    "the value of column {name} has {} bytes; at most {MAX_VALUE_BYTES} are allowed",
+                    bytes.len()
+                );
+                failure.get_or_insert_with(|| Error::new(ErrorCode::TooLarge, message));
+            }
+        }
+        put_value(out, value);
+    }
+    Ok(())
+}

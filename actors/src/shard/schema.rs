@@ -1,0 +1,236 @@
+//! A shard's tables as its log describes them, and what a statement changed about them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+
+use dosql_proto::{Column, Error, ErrorCode, SchemaChange, TableStatus, WalTable};
+use rusqlite::Connection;
+
+use super::guard::{OWN_PREFIX, may_roll_back, own_name, own_sql};
+use crate::sql_value::sql_error;
+
+/// A table whose rows are recorded.
+#[derive(Debug, PartialEq)]
+pub(super) struct TableShape {
+    /// As the log describes it: the columns that are stored. A VIRTUAL generated column has no place in the row.
+    pub(super) table: WalTable,
+    /// SQLite's index of each of those columns.
+    pub(super) stored: Vec<i32>,
+    /// Whether each of them has REAL affinity: SQLite keeps 1.0 there as the integer 1.
+    pub(super) real: Vec<bool>,
+    /// Whether rows have a rowid.
+    pub(super) has_rowid: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Object {
+    kind: String,
+    root_page: i64,
+    sql: String,
+}
+
+/// Everything that users have defined.
+#[derive(Debug, Default)]
+pub(super) struct Schema {
+    objects: BTreeMap<String, Object>,
+    shapes: HashMap<String, Rc<TableShape>>,
+    /// Whether some table or trigger may roll back the whole transaction.
+    pub(super) may_roll_back: bool,
+}
+
+/// A difference between two schemas.
+#[derive(Debug, PartialEq)]
+pub(super) enum Difference {
+    /// A table that was not there before; `CREATE TABLE ... AS SELECT` has filled it already.
+    Created { change: SchemaChange, shape: Rc<TableShape> },
+    /// A table that has changed; `added` are the positions of its new stored columns.
+    Altered { change: SchemaChange, shape: Rc<TableShape>, added: Vec<usize> },
+    /// Anything else.
+    Other { change: SchemaChange },
+}
+
+impl Schema {
+    /// Reads the schema. The connection's guard must be told that this is the shard's own doing.
+    pub(super) fn load(connection: &Connection) -> Result<Self, Error> {
+        Self::read(connection).map_err(sql_error)
+    }
+
+    fn read(connection: &Connection) -> rusqlite::Result<Self> {
+        let mut schema = Self::default();
+        let mut statement = connection.prepare_cached(own_sql!(
+            "SELECT type, name, rootpage, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+        ))?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let name: String = row.get(1)?;
+            if name.starts_with(OWN_PREFIX) {
+                continue;
+            }
+            let object = Object { kind: row.get(0)?, root_page: row.get(2)?, sql: row.get(3)? };
+            schema.may_roll_back |= may_roll_back(&object.sql);
+            schema.objects.insert(name, object);
+        }
+        let mut statement = connection.prepare_cached(own_sql!(
+            "SELECT l.name, l.wr, x.cid, x.name, x.type, x.pk, x.hidden \
+             FROM pragma_table_list l JOIN pragma_table_xinfo(l.name) x \
+             WHERE l.schema = 'main' AND l.type = 'table' \
+             AND l.name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND l.name NOT LIKE '\\_dosql\\_%' ESCAPE '\\' \
+             ORDER BY l.name, x.cid"
+        ))?;
+        let mut rows = statement.query([])?;
+        let mut building: Option<Building> = None;
+        while let Some(row) = rows.next()? {
+            let name: String = row.get(0)?;
+            if building.as_ref().is_none_or(|current| current.shape.table.name != name) {
+                schema.finish(building.take());
+                building = Some(Building::new(name, row.get::<_, i64>(1)? == 0));
+            }
+            if let Some(current) = &mut building {
+                current.column(row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?);
+            }
+        }
+        schema.finish(building);
+        Ok(schema)
+    }
+
+    fn finish(&mut self, building: Option<Building>) {
+        if let Some(building) = building {
+            let shape = building.finish();
+            self.shapes.insert(shape.table.name.clone(), Rc::new(shape));
+        }
+    }
+
+    /// Every recorded table by name.
+    pub(super) fn shapes(&self) -> &HashMap<String, Rc<TableShape>> {
+        &self.shapes
+    }
+
+    /// The tables and the statements that make them.
+    pub(super) fn tables(&self) -> Vec<TableStatus> {
+        self.objects
+            .iter()
+            .filter(|(_, object)| object.kind == "table")
+            .map(|(name, object)| TableStatus { name: name.clone(), sql: object.sql.clone() })
+            .collect()
+    }
+
+    /// What the statement `sql` made of the schema `self` when it became `after`.
+    ///
+    /// # Errors
+    /// `UNSUPPORTED` where it gave something a name of the shard's own.
+    pub(super) fn difference(&self, after: &Self, sql: &str) -> Result<Option<Difference>, Error> {
+        if self.objects == after.objects {
+            return Ok(None);
+        }
+        let of = |schema: &Self, name: &str| schema.objects.get(name).filter(|object| object.kind == "table").cloned();
+        let appeared = after.shapes.keys().find(|name| of(self, name).is_none());
+        let vanished = self.shapes.keys().find(|name| of(after, name).is_none());
+        let describe = |shape: &Rc<TableShape>, sql: &str, dropped: &str| SchemaChange {
+            sql: sql.to_owned(),
+            table: Some(shape.table.clone()),
+            dropped: dropped.to_owned(),
+            ..SchemaChange::default()
+        };
+        Ok(Some(match (appeared, vanished) {
+            (Some(name), None) => {
+                let shape = Rc::clone(&after.shapes[name]);
+                // As SQLite keeps it: a table made by AS SELECT is described by its columns, its rows are recorded.
+                let sql = of(after, name).map_or_else(|| sql.to_owned(), |object| object.sql);
+                Difference::Created { change: describe(&shape, &sql, ""), shape }
+            }
+            (Some(name), Some(old)) => {
+                let shape = Rc::clone(&after.shapes[name]);
+                Difference::Altered { change: describe(&shape, sql, old), shape, added: Vec::new() }
+            }
+            (None, Some(old)) => Difference::Other {
+                change: SchemaChange { sql: sql.to_owned(), dropped: old.clone(), ..SchemaChange::default() },
+            },
+            (None, None) => {
+                let altered = after.shapes.iter().find(|(name, shape)| self.shapes.get(*name) != Some(*shape));
+                let altered =
+                    altered.or_else(|| after.shapes.iter().find(|(name, _)| of(self, name) != of(after, name)));
+                match altered {
+                    Some((name, shape)) => {
+                        let had = |column: &Column| {
+                            self.shapes
+                                .get(name)
+                                .is_some_and(|old| old.table.columns.iter().any(|known| known.name == column.name))
+                        };
+                        let more = self
+                            .shapes
+                            .get(name)
+                            .is_some_and(|old| old.table.columns.len() < shape.table.columns.len());
+                        let added = if more {
+                            (0..shape.table.columns.len()).filter(|at| !had(&shape.table.columns[*at])).collect()
+                        } else {
+                            Vec::new()
+                        };
+                        Difference::Altered { change: describe(shape, sql, ""), shape: Rc::clone(shape), added }
+                    }
+                    None => {
+                        Difference::Other { change: SchemaChange { sql: sql.to_owned(), ..SchemaChange::default() } }
+                    }
+                }
+            }
+        }))
+    }
+}
+
+/// Refuses a schema in which a statement has given a table a name of the shard's own (`ALTER TABLE ... RENAME TO`).
+pub(super) fn check_names(connection: &Connection, own_tables: usize) -> Result<(), Error> {
+    let count: i64 = connection
+        .prepare_cached(own_sql!("SELECT count(*) FROM sqlite_schema WHERE name LIKE '\\_dosql\\_%' ESCAPE '\\'"))
+        .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
+        .map_err(sql_error)?;
+    if usize::try_from(count) == Ok(own_tables) {
+        return Ok(());
+    }
+    let what = own_name(OWN_PREFIX).unwrap_or_default();
+    Err(Error::new(ErrorCode::Unsupported, what))
+}
+
+struct Building {
+    shape: TableShape,
+    /// (rank in the primary key, position among the stored columns)
+    key: Vec<(i64, u32)>,
+}
+
+impl Building {
+    fn new(name: String, has_rowid: bool) -> Self {
+        let table = WalTable { name, ..WalTable::default() };
+        Self { shape: TableShape { table, stored: Vec::new(), real: Vec::new(), has_rowid }, key: Vec::new() }
+    }
+
+    fn column(&mut self, index: i32, name: String, declared_type: String, key_rank: i64, hidden: i64) {
+        /// What PRAGMA table_xinfo calls a VIRTUAL generated column.
+        const VIRTUAL: i64 = 2;
+        if hidden == VIRTUAL {
+            return;
+        }
+        if key_rank > 0 {
+            let position = u32::try_from(self.shape.stored.len()).unwrap_or(u32::MAX);
+            self.key.push((key_rank, position));
+        }
+        self.shape.stored.push(index);
+        self.shape.real.push(has_real_affinity(&declared_type));
+        self.shape.table.columns.push(Column { name, declared_type });
+    }
+
+    fn finish(mut self) -> TableShape {
+        self.key.sort_unstable();
+        self.shape.table.primary_key = self.key.into_iter().map(|(_, position)| position).collect();
+        self.shape
+    }
+}
+
+/// SQLite's rules for the affinity of a declared type, as far as REAL goes.
+fn has_real_affinity(declared_type: &str) -> bool {
+    let upper = declared_type.to_ascii_uppercase();
+    let has = |part: &str| upper.contains(part);
+    !["INT", "CHAR", "CLOB", "TEXT", "BLOB"].into_iter().any(has) && ["REAL", "FLOA", "DOUB"].into_iter().any(has)
+}
+
+/// A name as SQL quotes it.
+pub(super) fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

@@ -1,0 +1,478 @@
+//! A shard's database: writes as units within a group that one commit makes durable.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use dosql_proto::{
+    AckWal, Error, ErrorCode, Operation, ReadWal, Row, RowBatch, ShardExecute, ShardExecuted, ShardLoad, ShardQuery,
+    ShardStatus, Statement, StatementResult, WalBatch,
+};
+use rusqlite::limits::Limit;
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, ffi};
+
+use super::capture::{Capture, MAX_RECORD_BYTES};
+use super::cursors::Cursors;
+use super::guard::{Guard, MAX_SQL_BYTES, check_text, may_roll_back, own_sql};
+use super::log::{Log, OWN_TABLES};
+use super::schema::{Difference, Schema, TableShape, check_names, quote};
+use crate::runtime::Context;
+use crate::sql_value::{self, Param, sql_error};
+
+/// Most bytes of rows that one request's statements may return together.
+const MAX_RESULT_BYTES: usize = 8 << 20;
+
+/// Prepared statements kept for reuse.
+const CACHED_STATEMENTS: usize = 256;
+
+/// Why a request was not done.
+pub(super) enum Failure {
+    /// It left nothing behind; the shard goes on.
+    Refused(Error),
+    /// The group's transaction is gone or in doubt: the shard must restart from storage.
+    Crash(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+pub(super) struct Store {
+    context: Context,
+    connection: Connection,
+    guard: Rc<Guard>,
+    capture: Rc<RefCell<Capture>>,
+    schema: Schema,
+    pub(super) log: Log,
+    /// Whether the unit that runs has changed the schema.
+    schema_touched: bool,
+    /// Requests whose effects the open transaction holds; `None` where none is open.
+    group: Option<usize>,
+}
+
+impl Store {
+    /// Opens the shard's storage.
+    pub(super) fn open(context: &Context) -> Result<Self, Error> {
+        let mut connection = context.open_storage()?;
+        connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
+        connection.execute_batch("PRAGMA foreign_keys = ON").map_err(sql_error)?;
+        let guard = Guard::install(&mut connection, context)?;
+        let (log, schema) = {
+            let _own = guard.own();
+            (Log::open(&connection)?, Schema::load(&connection)?)
+        };
+        for (limit, bytes) in [
+            (Limit::SQLITE_LIMIT_SQL_LENGTH, MAX_SQL_BYTES),
+            // The shard's own records are the longest values there are.
+            (Limit::SQLITE_LIMIT_LENGTH, MAX_RECORD_BYTES + MAX_RECORD_BYTES / 4),
+        ] {
+            let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
+            connection.set_limit(limit, bytes).map_err(sql_error)?;
+        }
+        let capture = Capture::install(&mut connection, &guard)?;
+        capture.borrow_mut().set_shapes(schema.shapes());
+        Ok(Self {
+            context: context.clone(),
+            connection,
+            guard,
+            capture,
+            schema,
+            log,
+            schema_touched: false,
+            group: None,
+        })
+    }
+
+    /// When the statements that follow must end, in milliseconds since the epoch; 0: never.
+    pub(super) fn set_deadline(&self, deadline_ms: u64) {
+        self.guard.set_deadline(deadline_ms);
+    }
+
+    /// Runs statements as one unit.
+    pub(super) fn execute(&mut self, request: &ShardExecute) -> Result<ShardExecuted, Failure> {
+        if request.statements.is_empty() {
+            return Err(Error::invalid("the request holds no statement").into());
+        }
+        for statement in &request.statements {
+            check_text(&statement.sql)?;
+        }
+        let alone = request.statements.iter().any(|statement| may_roll_back(&statement.sql));
+        self.unit(&request.request_id, alone, |store, open| store.statements(&request.statements, open))
+    }
+
+    /// Inserts rows in bulk as one unit.
+    pub(super) fn load(&mut self, request: &ShardLoad) -> Result<ShardExecuted, Failure> {
+        if request.columns.is_empty() {
+            return Err(Error::invalid("a load must name its columns").into());
+        }
+        self.unit(&request.request_id, false, |store, open| store.rows(request, open))
+    }
+
+    /// Runs one reading statement.
+    pub(super) fn query(&mut self, cursors: &mut Cursors, request: &ShardQuery) -> Result<RowBatch, Error> {
+        let Some(Statement { sql, .. }) = &request.statement else {
+            return Err(Error::invalid("the query holds no statement"));
+        };
+        check_text(sql)?;
+        self.guard.take_schema_statement();
+        let mut prepared = self.connection.prepare_cached(sql).map_err(|error| self.guard.explain(sql_error(error)))?;
+        let schema_statement = self.guard.take_schema_statement();
+        let answer = if prepared.readonly() {
+            cursors.query(&self.context, &mut prepared, request).map_err(|error| self.guard.explain(error))
+        } else {
+            Err(Error::invalid("the statement writes; send it as an Execute"))
+        };
+        if schema_statement {
+            prepared.discard();
+        }
+        answer
+    }
+
+    pub(super) fn read_wal(&self, request: &ReadWal) -> Result<WalBatch, Error> {
+        let _own = self.guard.own();
+        self.log.read_after(&self.connection, request)
+    }
+
+    pub(super) fn acknowledge(&mut self, request: &AckWal) -> Result<u64, Failure> {
+        let keep_bytes = self.context.settings().wal_segment_size;
+        self.begin()?;
+        let _own = self.guard.own();
+        let acked = self.log.acknowledge(&self.connection, request, keep_bytes);
+        self.group = self.group.map(|units| units + 1);
+        acked.map_err(
+            |error| if error.code() == ErrorCode::InvalidRequest { error.into() } else { Failure::Crash(error) },
+        )
+    }
+
+    pub(super) fn status(&self) -> Result<ShardStatus, Error> {
+        let _own = self.guard.own();
+        let pages = |sql: &str| -> Result<u64, Error> {
+            let number: i64 = self
+                .connection
+                .prepare_cached(sql)
+                .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
+                .map_err(sql_error)?;
+            Ok(u64::try_from(number).unwrap_or(0))
+        };
+        Ok(ShardStatus {
+            last_lsn: self.log.last_lsn,
+            oldest_lsn: self.log.oldest_lsn,
+            hlc: self.log.hlc,
+            database_bytes: pages(own_sql!("PRAGMA page_count"))? * pages(own_sql!("PRAGMA page_size"))?,
+            tables: self.schema.tables(),
+        })
+    }
+
+    /// Makes the group durable.
+    pub(super) fn commit(&mut self) -> Result<(), Error> {
+        if self.group.is_none() {
+            return Ok(());
+        }
+        let _own = self.guard.own();
+        self.log.forget_requests(&self.connection, self.context.now_ms())?;
+        run_own(&self.connection, own_sql!("COMMIT"))?;
+        self.group = None;
+        Ok(())
+    }
+
+    /// Runs `body` so that it takes effect as a whole, or not at all, and once for a request's id.
+    ///
+    /// `alone`: a failure may take the whole transaction with it, so there must be nobody else's work in it.
+    fn unit(
+        &mut self,
+        request_id: &str,
+        alone: bool,
+        body: impl FnOnce(&mut Self, &mut bool) -> Result<Vec<StatementResult>, Error>,
+    ) -> Result<ShardExecuted, Failure> {
+        {
+            let _own = self.guard.own();
+            if let Some(outcome) = self.log.outcome(&self.connection, request_id)? {
+                return Ok(outcome);
+            }
+        }
+        if alone || self.schema.may_roll_back {
+            self.commit().map_err(Failure::Crash)?;
+        }
+        self.capture.borrow_mut().clear();
+        self.schema_touched = false;
+        let mut open = false;
+        let done = body(self, &mut open);
+        match done {
+            Ok(results) if open => {
+                let finished = self.finish(request_id, results);
+                finished.or_else(|error| self.abandon(error))
+            }
+            Ok(results) => Ok(ShardExecuted { results, lsn: self.log.last_lsn, duplicate: false }),
+            Err(error) if open => self.abandon(error),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn statements(&mut self, statements: &[Statement], open: &mut bool) -> Result<Vec<StatementResult>, Error> {
+        let mut results = Vec::with_capacity(statements.len());
+        let mut bytes_left = MAX_RESULT_BYTES;
+        for statement in statements {
+            results.push(self.statement(statement, open, &mut bytes_left)?);
+        }
+        Ok(results)
+    }
+
+    fn statement(
+        &mut self,
+        statement: &Statement,
+        open: &mut bool,
+        bytes_left: &mut usize,
+    ) -> Result<StatementResult, Error> {
+        self.guard.take_schema_statement();
+        let explain = |error| self.guard.explain(sql_error(error));
+        let mut prepared = self.connection.prepare_cached(&statement.sql).map_err(explain)?;
+        let changes_schema = self.guard.take_schema_statement();
+        let writes = !prepared.readonly();
+        let outcome = if writes && !*open {
+            begin_unit(&self.connection, &self.guard, &mut self.group).inspect(|()| *open = true)
+        } else {
+            Ok(())
+        };
+        let before = self.connection.total_changes();
+        self.capture.borrow_mut().take_inserted();
+        let outcome = outcome
+            .and_then(|()| sql_value::run(&mut prepared, &statement.params, *bytes_left))
+            .map_err(|error| self.guard.explain(error));
+        if changes_schema {
+            // A statement is authorised, and so known to change the schema, only when it is prepared.
+            prepared.discard();
+        } else {
+            drop(prepared);
+        }
+        // Why a row was refused explains more than what SQLite made of it.
+        self.capture.borrow_mut().check()?;
+        let collected = outcome?;
+        *bytes_left = bytes_left.saturating_sub(collected.bytes);
+        if writes && changes_schema {
+            self.schema_may_have_changed(&statement.sql)?;
+        }
+        let changed = writes && self.connection.total_changes() != before;
+        let inserted = self.capture.borrow_mut().take_inserted();
+        Ok(StatementResult {
+            columns: collected.columns,
+            rows: collected.rows,
+            rows_affected: if changed { self.connection.changes() } else { 0 },
+            last_insert_rowid: if inserted { self.connection.last_insert_rowid() } else { 0 },
+        })
+    }
+
+    fn rows(&mut self, request: &ShardLoad, open: &mut bool) -> Result<Vec<StatementResult>, Error> {
+        let columns = request.columns.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ");
+        let marks = vec!["?"; request.columns.len()].join(", ");
+        let sql = format!("INSERT INTO {} ({columns}) VALUES ({marks})", quote(&request.table));
+        check_text(&sql)?;
+        let explain = |error| self.guard.explain(sql_error(error));
+        let mut insert = self.connection.prepare_cached(&sql).map_err(explain)?;
+        begin_unit(&self.connection, &self.guard, &mut self.group)?;
+        *open = true;
+        self.capture.borrow_mut().take_inserted();
+        for (at, row) in request.rows.iter().enumerate() {
+            insert_row(&mut insert, row, request.columns.len()).map_err(|error| {
+                let error = self.guard.explain(error);
+                Error { message: format!("row {} of {}: {}", at + 1, request.rows.len(), error.message), ..error }
+            })?;
+        }
+        drop(insert);
+        let mut capture = self.capture.borrow_mut();
+        capture.check()?;
+        let last_insert_rowid = if capture.take_inserted() { self.connection.last_insert_rowid() } else { 0 };
+        let rows_affected = request.rows.len() as u64;
+        Ok(vec![StatementResult { rows_affected, last_insert_rowid, ..StatementResult::default() }])
+    }
+
+    /// Ends a unit that succeeded: its record, its outcome, its savepoint.
+    fn finish(&mut self, request_id: &str, results: Vec<StatementResult>) -> Result<ShardExecuted, Error> {
+        let _own = self.guard.own();
+        if deferred_violations(&self.connection)? {
+            // SQLite would find them at the commit, and fail the whole group.
+            return Err(Error::new(ErrorCode::Constraint, "FOREIGN KEY constraint failed"));
+        }
+        let now_ms = self.context.now_ms();
+        let mut capture = self.capture.borrow_mut();
+        let (lsn, hlc) = (self.log.last_lsn, self.log.hlc);
+        let oldest_lsn = self.log.oldest_lsn;
+        let write = || {
+            if !capture.is_empty() {
+                let hlc = self.log.next_hlc(now_ms);
+                let record = capture.record(self.log.last_lsn + 1, hlc);
+                self.log.append(&self.connection, hlc, record)?;
+            }
+            let executed = ShardExecuted { results, lsn: self.log.last_lsn, duplicate: false };
+            self.log.remember(&self.connection, request_id, now_ms, &executed)?;
+            run_own(&self.connection, own_sql!("RELEASE _dosql_unit"))?;
+            Ok(executed)
+        };
+        let written = write();
+        match written {
+            Ok(executed) => {
+                self.group = self.group.map(|units| units + 1);
+                Ok(executed)
+            }
+            Err(error) => {
+                (self.log.last_lsn, self.log.hlc, self.log.oldest_lsn) = (lsn, hlc, oldest_lsn);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends a unit that failed with `error`, leaving nothing of it.
+    fn abandon(&mut self, error: Error) -> Result<ShardExecuted, Failure> {
+        let others = self.group.unwrap_or(0);
+        let rolled_back = {
+            let _own = self.guard.own();
+            if self.connection.is_autocommit() {
+                // SQLite has rolled back everything (OR ROLLBACK, an I/O error, a full disk, an interrupt).
+                self.group = None;
+                if others == 0 { Ok(()) } else { Err(error.clone()) }
+            } else {
+                run_own(&self.connection, own_sql!("ROLLBACK TO _dosql_unit"))
+                    .and_then(|()| run_own(&self.connection, own_sql!("RELEASE _dosql_unit")))
+            }
+        };
+        self.capture.borrow_mut().clear();
+        rolled_back.map_err(Failure::Crash)?;
+        if self.schema_touched {
+            self.reload_schema().map_err(Failure::Crash)?;
+        }
+        Err(error.into())
+    }
+
+    fn begin(&mut self) -> Result<(), Failure> {
+        begin_group(&self.connection, &self.guard, &mut self.group).map_err(Failure::Crash)
+    }
+
+    fn reload_schema(&mut self) -> Result<(), Error> {
+        let schema = {
+            let _own = self.guard.own();
+            Schema::load(&self.connection)?
+        };
+        self.replace_schema(schema);
+        Ok(())
+    }
+
+    fn replace_schema(&mut self, schema: Schema) {
+        self.schema_touched = true;
+        self.capture.borrow_mut().set_shapes(schema.shapes());
+        self.schema = schema;
+        // A cached statement would tell the columns it was prepared with.
+        self.connection.flush_prepared_statement_cache();
+    }
+
+    /// Records what a statement did to the schema.
+    fn schema_may_have_changed(&mut self, sql: &str) -> Result<(), Error> {
+        let after = {
+            let _own = self.guard.own();
+            check_names(&self.connection, OWN_TABLES)?;
+            Schema::load(&self.connection)?
+        };
+        let difference = self.schema.difference(&after, sql)?;
+        let Some(difference) = difference else { return Ok(()) };
+        self.replace_schema(after);
+        let mut capture = self.capture.borrow_mut();
+        match difference {
+            Difference::Other { change } => capture.schema_changed(change),
+            Difference::Created { change, shape } => {
+                capture.schema_changed(change);
+                // AS SELECT fills the table behind the hook's back.
+                self.record_rows(&mut capture, &shape, None)?;
+            }
+            Difference::Altered { change, shape, added } => {
+                capture.schema_changed(change);
+                if !added.is_empty() {
+                    // A column with a default gives every row a value without touching it.
+                    self.record_rows(&mut capture, &shape, Some(&added))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Records all rows of a table as inserted, or, where `added` columns are given, those that have values there as updated.
+    fn record_rows(&self, capture: &mut Capture, shape: &TableShape, added: Option<&[usize]>) -> Result<(), Error> {
+        let _own = self.guard.own();
+        let names: Vec<String> = shape.table.columns.iter().map(|column| quote(&column.name)).collect();
+        let taken = |name: &str| shape.table.columns.iter().any(|column| column.name.eq_ignore_ascii_case(name));
+        let rowid = ["rowid", "_rowid_", "oid"].into_iter().find(|name| shape.has_rowid && !taken(name)).unwrap_or("0");
+        let filter = added.map_or(String::new(), |added| {
+            let set: Vec<String> = added.iter().map(|at| format!("{} IS NOT NULL", names[*at])).collect();
+            format!(" WHERE {}", set.join(" OR "))
+        });
+        let sql = format!("/*_dosql_*/ SELECT {rowid}, {} FROM {}{filter}", names.join(", "), quote(&shape.table.name));
+        let mut statement = self.connection.prepare(&sql).map_err(sql_error)?;
+        let mut rows = statement.query([]).map_err(sql_error)?;
+        while let Some(row) = rows.next().map_err(sql_error)? {
+            let key = row.get(0).map_err(sql_error)?;
+            let after: Vec<ValueRef<'_>> =
+                (0..names.len()).map(|at| row.get_ref(at + 1)).collect::<Result<_, _>>().map_err(sql_error)?;
+            match added {
+                None => capture.row_outside_hook(shape, Operation::Insert, key, None, &after)?,
+                Some(added) => {
+                    let mut before = after.clone();
+                    for at in added {
+                        before[*at] = ValueRef::Null;
+                    }
+                    capture.row_outside_hook(shape, Operation::Update, key, Some(&before), &after)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn insert_row(insert: &mut rusqlite::Statement<'_>, row: &Row, width: usize) -> Result<(), Error> {
+    if row.values.len() != width {
+        let message = format!("it has {} values for {width} columns", row.values.len());
+        return Err(Error::new(ErrorCode::ParameterCount, message));
+    }
+    for (at, value) in row.values.iter().enumerate() {
+        insert.raw_bind_parameter(at + 1, Param(value)).map_err(sql_error)?;
+    }
+    insert.raw_execute().map_err(sql_error)?;
+    Ok(())
+}
+
+fn run_own(connection: &Connection, sql: &'static str) -> Result<(), Error> {
+    connection.prepare_cached(sql).and_then(|mut statement| statement.execute([])).map(|_| ()).map_err(sql_error)
+}
+
+fn begin_group(connection: &Connection, guard: &Guard, group: &mut Option<usize>) -> Result<(), Error> {
+    if group.is_none() {
+        let _own = guard.own();
+        run_own(connection, own_sql!("BEGIN IMMEDIATE"))?;
+        *group = Some(0);
+    }
+    Ok(())
+}
+
+fn begin_unit(connection: &Connection, guard: &Guard, group: &mut Option<usize>) -> Result<(), Error> {
+    begin_group(connection, guard, group)?;
+    let _own = guard.own();
+    run_own(connection, own_sql!("SAVEPOINT _dosql_unit"))
+}
+
+/// Whether rows violate DEFERRED foreign keys as things stand.
+fn deferred_violations(connection: &Connection) -> Result<bool, Error> {
+    let (mut current, mut highest) = (0, 0);
+    // SAFETY: the handle belongs to a connection that outlives the call, on the thread that uses it; the pointers are to
+    // locals that SQLite writes before it returns.
+    let status = unsafe {
+        ffi::sqlite3_db_status(
+            connection.handle(),
+            ffi::SQLITE_DBSTATUS_DEFERRED_FKS,
+            &raw mut current,
+            &raw mut highest,
+            0,
+        )
+    };
+    match status {
+        ffi::SQLITE_OK => Ok(current != 0),
+        code => Err(Error::internal(format!("sqlite3_db_status failed with code {code}"))),
+    }
+}

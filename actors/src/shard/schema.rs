@@ -25,7 +25,6 @@ pub(super) struct TableShape {
 #[derive(Debug, Clone, PartialEq)]
 struct Object {
     kind: String,
-    root_page: i64,
     sql: String,
 }
 
@@ -38,15 +37,22 @@ pub(super) struct Schema {
     pub(super) may_roll_back: bool,
 }
 
-/// A difference between two schemas.
+/// What a statement did to the schema.
 #[derive(Debug, PartialEq)]
-pub(super) enum Difference {
-    /// A table that was not there before; `CREATE TABLE ... AS SELECT` has filled it already.
-    Created { change: SchemaChange, shape: Rc<TableShape> },
-    /// A table that has changed; `added` are the positions of its new stored columns.
-    Altered { change: SchemaChange, shape: Rc<TableShape>, added: Vec<usize> },
-    /// Anything else.
-    Other { change: SchemaChange },
+pub(super) struct Difference {
+    pub(super) change: SchemaChange,
+    pub(super) rows: UnseenRows,
+}
+
+/// Rows that a schema statement makes or changes, which the pre-update hook does not see. They are recorded, so that a consumer
+/// that goes by the names of tables and columns has them.
+#[derive(Debug, PartialEq)]
+pub(super) enum UnseenRows {
+    None,
+    /// All rows of a table that was made by AS SELECT or renamed.
+    Inserted(Rc<TableShape>),
+    /// The rows that have values in columns which were added or renamed, by their positions.
+    Updated(Rc<TableShape>, Vec<usize>),
 }
 
 impl Schema {
@@ -58,7 +64,7 @@ impl Schema {
     fn read(connection: &Connection) -> rusqlite::Result<Self> {
         let mut schema = Self::default();
         let mut statement = connection.prepare_cached(own_sql!(
-            "SELECT type, name, rootpage, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+            "SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
         ))?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
@@ -66,7 +72,7 @@ impl Schema {
             if name.starts_with(OWN_PREFIX) {
                 continue;
             }
-            let object = Object { kind: row.get(0)?, root_page: row.get(2)?, sql: row.get(3)? };
+            let object = Object { kind: row.get(0)?, sql: row.get(2)? };
             schema.may_roll_back |= may_roll_back(&object.sql);
             schema.objects.insert(name, object);
         }
@@ -115,64 +121,41 @@ impl Schema {
     }
 
     /// What the statement `sql` made of the schema `self` when it became `after`.
-    ///
-    /// # Errors
-    /// `UNSUPPORTED` where it gave something a name of the shard's own.
-    pub(super) fn difference(&self, after: &Self, sql: &str) -> Result<Option<Difference>, Error> {
+    pub(super) fn difference(&self, after: &Self, sql: &str) -> Option<Difference> {
         if self.objects == after.objects {
-            return Ok(None);
+            return None;
         }
-        let of = |schema: &Self, name: &str| schema.objects.get(name).filter(|object| object.kind == "table").cloned();
-        let appeared = after.shapes.keys().find(|name| of(self, name).is_none());
-        let vanished = self.shapes.keys().find(|name| of(after, name).is_none());
-        let describe = |shape: &Rc<TableShape>, sql: &str, dropped: &str| SchemaChange {
-            sql: sql.to_owned(),
+        let table =
+            |schema: &Self, name: &str| schema.objects.get(name).filter(|object| object.kind == "table").cloned();
+        let appeared = after.shapes.iter().find(|(name, _)| table(self, name).is_none());
+        let vanished = self.shapes.keys().find(|name| table(after, name).is_none());
+        let altered = || {
+            let shape_differs = after.shapes.iter().find(|(name, shape)| self.shapes.get(*name) != Some(*shape));
+            shape_differs.or_else(|| after.shapes.iter().find(|(name, _)| table(self, name) != table(after, name)))
+        };
+        let changed = |shape: &TableShape, sql: String| SchemaChange {
+            sql,
             table: Some(shape.table.clone()),
-            dropped: dropped.to_owned(),
+            dropped: vanished.cloned().unwrap_or_default(),
             ..SchemaChange::default()
         };
-        Ok(Some(match (appeared, vanished) {
-            (Some(name), None) => {
-                let shape = Rc::clone(&after.shapes[name]);
-                // As SQLite keeps it: a table made by AS SELECT is described by its columns, its rows are recorded.
-                let sql = of(after, name).map_or_else(|| sql.to_owned(), |object| object.sql);
-                Difference::Created { change: describe(&shape, &sql, ""), shape }
-            }
-            (Some(name), Some(old)) => {
-                let shape = Rc::clone(&after.shapes[name]);
-                Difference::Altered { change: describe(&shape, sql, old), shape, added: Vec::new() }
-            }
-            (None, Some(old)) => Difference::Other {
-                change: SchemaChange { sql: sql.to_owned(), dropped: old.clone(), ..SchemaChange::default() },
-            },
-            (None, None) => {
-                let altered = after.shapes.iter().find(|(name, shape)| self.shapes.get(*name) != Some(*shape));
-                let altered =
-                    altered.or_else(|| after.shapes.iter().find(|(name, _)| of(self, name) != of(after, name)));
-                match altered {
-                    Some((name, shape)) => {
-                        let had = |column: &Column| {
-                            self.shapes
-                                .get(name)
-                                .is_some_and(|old| old.table.columns.iter().any(|known| known.name == column.name))
-                        };
-                        let more = self
-                            .shapes
-                            .get(name)
-                            .is_some_and(|old| old.table.columns.len() < shape.table.columns.len());
-                        let added = if more {
-                            (0..shape.table.columns.len()).filter(|at| !had(&shape.table.columns[*at])).collect()
-                        } else {
-                            Vec::new()
-                        };
-                        Difference::Altered { change: describe(shape, sql, ""), shape: Rc::clone(shape), added }
-                    }
-                    None => {
-                        Difference::Other { change: SchemaChange { sql: sql.to_owned(), ..SchemaChange::default() } }
-                    }
-                }
-            }
-        }))
+        let difference = if let Some((name, shape)) = appeared {
+            // As SQLite keeps it: a table made by AS SELECT is described by its columns.
+            let made = table(after, name).filter(|_| vanished.is_none()).map(|object| object.sql);
+            let change = changed(shape, made.unwrap_or_else(|| sql.to_owned()));
+            Difference { change, rows: UnseenRows::Inserted(Rc::clone(shape)) }
+        } else if let Some((name, shape)) = altered().filter(|_| vanished.is_none()) {
+            let had = |column: &Column| self.shapes[name].table.columns.iter().any(|known| known.name == column.name);
+            let columns = &shape.table.columns;
+            let added: Vec<usize> = (0..columns.len()).filter(|at| !had(&columns[*at])).collect();
+            let rows = if added.is_empty() { UnseenRows::None } else { UnseenRows::Updated(Rc::clone(shape), added) };
+            Difference { change: changed(shape, sql.to_owned()), rows }
+        } else {
+            let dropped = vanished.cloned().unwrap_or_default();
+            let change = SchemaChange { sql: sql.to_owned(), dropped, ..SchemaChange::default() };
+            Difference { change, rows: UnseenRows::None }
+        };
+        Some(difference)
     }
 }
 

@@ -15,7 +15,7 @@ use super::capture::{Capture, MAX_RECORD_BYTES};
 use super::cursors::Cursors;
 use super::guard::{Guard, MAX_SQL_BYTES, check_text, may_roll_back, own_sql};
 use super::log::{Log, OWN_TABLES};
-use super::schema::{Difference, Schema, TableShape, check_names, quote};
+use super::schema::{Difference, Schema, TableShape, UnseenRows, check_names, quote};
 use crate::runtime::Context;
 use crate::sql_value::{self, Param, sql_error};
 
@@ -372,26 +372,15 @@ impl Store {
             check_names(&self.connection, OWN_TABLES)?;
             Schema::load(&self.connection)?
         };
-        let difference = self.schema.difference(&after, sql)?;
-        let Some(difference) = difference else { return Ok(()) };
+        let Some(Difference { change, rows }) = self.schema.difference(&after, sql) else { return Ok(()) };
         self.replace_schema(after);
         let mut capture = self.capture.borrow_mut();
-        match difference {
-            Difference::Other { change } => capture.schema_changed(change),
-            Difference::Created { change, shape } => {
-                capture.schema_changed(change);
-                // AS SELECT fills the table behind the hook's back.
-                self.record_rows(&mut capture, &shape, None)?;
-            }
-            Difference::Altered { change, shape, added } => {
-                capture.schema_changed(change);
-                if !added.is_empty() {
-                    // A column with a default gives every row a value without touching it.
-                    self.record_rows(&mut capture, &shape, Some(&added))?;
-                }
-            }
+        capture.schema_changed(change);
+        match rows {
+            UnseenRows::None => Ok(()),
+            UnseenRows::Inserted(shape) => self.record_rows(&mut capture, &shape, None),
+            UnseenRows::Updated(shape, added) => self.record_rows(&mut capture, &shape, Some(&added)),
         }
-        Ok(())
     }
 
     /// Records all rows of a table as inserted, or, where `added` columns are given, those that have values there as updated.

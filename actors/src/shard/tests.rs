@@ -368,9 +368,12 @@ fn changes_of_the_schema_are_records() {
         let record = bench.record("ALTER TABLE s RENAME TO r").await;
         assert_eq!(record.schema_changes[0].dropped, "s");
         assert_eq!(record.schema_changes[0].table.as_ref().unwrap().name, "r");
+        let changes: Vec<_> = record.changes.iter().map(|change| shown(&record, change)).collect();
+        assert_eq!(changes, ["INSERT r@1: - => 1 'x' 5", "INSERT r@2: - => 2 'y' 5"]);
         let record = bench.record("ALTER TABLE r RENAME COLUMN one TO uno").await;
         assert_eq!(record.schema_changes[0].table.as_ref().unwrap().columns[0].name, "uno");
-        assert_eq!(record.changes, []);
+        let changes: Vec<_> = record.changes.iter().map(|change| shown(&record, change)).collect();
+        assert_eq!(changes, ["UPDATE r@1: NULL 'x' 5 => 1 'x' 5", "UPDATE r@2: NULL 'y' 5 => 2 'y' 5"]);
         let record = bench.record("ALTER TABLE r DROP COLUMN d").await;
         assert_eq!(record.schema_changes[0].table.as_ref().unwrap().columns.len(), 2);
         let record = bench.record("CREATE INDEX i ON r (uno)").await;

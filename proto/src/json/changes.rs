@@ -170,6 +170,7 @@ impl Serialize for SchemaChangeJson<'_> {
         if !self.0.dropped.is_empty() {
             fields.serialize_entry("dropped", &self.0.dropped)?;
         }
+        fields.serialize_entry("after_changes", &self.0.after_changes)?;
         fields.end()
     }
 }
@@ -255,7 +256,7 @@ mod tests {
 
     #[test]
     fn schema_changes_show_the_table() {
-        let change = SchemaChange { sql: "CREATE TABLE t(id)".into(), table: Some(table()), dropped: String::new() };
+        let change = SchemaChange { sql: "CREATE TABLE t(id)".into(), table: Some(table()), ..SchemaChange::default() };
         let record = WalRecord { lsn: 1, schema_changes: vec![change], ..WalRecord::default() };
         let batch = ChangeBatch { shards: vec![shard("a", vec![record])], position: "a:1".into() };
         let frame: serde_json::Value = serde_json::from_str(&change_frames(&batch).unwrap()[0]).unwrap();

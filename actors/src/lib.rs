@@ -6,6 +6,7 @@
 //! (`clippy.toml` in this crate, shared with the crates of the other actors), which is what lets the same code run in one
 //! process, in a simulator and on Durable Objects.
 
+pub mod cdc;
 pub mod host;
 pub mod runtime;
 pub mod shard;

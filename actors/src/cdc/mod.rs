@@ -1,0 +1,85 @@
+//! The change stream: pulls committed records from the shards' logs, serves subscribers, and drives delivery to the lake.
+//!
+//! It stores nothing. Where a subscriber stands, the subscriber says; where the lake stands, the lake says; and the shards keep
+//! what the lake has not committed.
+
+mod delivery;
+mod news;
+mod shards;
+mod subscription;
+#[cfg(test)]
+mod tests;
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use dosql_proto::{
+    CdcNoted, CdcProtocol, CdcReply, CdcRequest, CdcStatus, Error, cdc_reply::Reply, cdc_request::Request,
+};
+
+use self::shards::Shards;
+use crate::runtime::{Actor, Call, Context, Handled};
+
+/// The actor `cdc/default`. See the [module](self).
+pub struct Cdc {
+    shards: Rc<Shards>,
+    ticking: Rc<Cell<bool>>,
+}
+
+impl Actor for Cdc {
+    type Protocol = CdcProtocol;
+
+    async fn start(context: Context) -> Result<Self, Error> {
+        let shards = Rc::new(Shards::new(context.clone()));
+        context.spawn(delivery::run(Rc::clone(&shards)));
+        let cdc = Self { shards, ticking: Rc::default() };
+        cdc.tick();
+        Ok(cdc)
+    }
+
+    async fn handle(&mut self, request: CdcRequest, call: &Call) -> Handled<CdcReply> {
+        let answer = |reply| Ok(CdcReply { reply: Some(reply) });
+        let shards = Rc::clone(&self.shards);
+        match request.request {
+            None => Handled::Reply(Err(Error::invalid("an empty request to the change stream"))),
+            Some(Request::Committed(committed)) => {
+                if !shards.is_shard(&committed.shard) {
+                    return Handled::Reply(Err(Error::invalid(format!("{} is no shard", committed.shard))));
+                }
+                shards.committed(&committed.shard, committed.lsn);
+                Handled::Reply(answer(Reply::Noted(CdcNoted {})))
+            }
+            Some(Request::Status(_)) => Handled::Reply(answer(Reply::Status(CdcStatus { shards: shards.status() }))),
+            Some(Request::Poll(poll)) => Handled::Later(Box::pin(async move {
+                subscription::poll(shards, poll).await.and_then(|batch| answer(Reply::Changes(batch)))
+            })),
+            Some(Request::FlushLake(_)) => {
+                let call = call.clone();
+                Handled::Later(Box::pin(async move {
+                    delivery::flush(shards, call).await.and_then(|flushed| answer(Reply::Flushed(flushed)))
+                }))
+            }
+        }
+    }
+
+    async fn alarm(&mut self) -> Result<(), Error> {
+        self.tick();
+        Ok(())
+    }
+}
+
+impl Cdc {
+    /// Looks for news, beside whatever goes on, and sees to it that the next look comes.
+    fn tick(&self) {
+        let context = &self.shards.context;
+        context.set_alarm(context.now_ms() + context.settings().cdc_batch_timeout_ms);
+        if self.ticking.replace(true) {
+            return;
+        }
+        let (shards, ticking) = (Rc::clone(&self.shards), Rc::clone(&self.ticking));
+        context.spawn(async move {
+            delivery::tick(&shards).await;
+            ticking.set(false);
+        });
+    }
+}

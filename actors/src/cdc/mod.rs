@@ -50,9 +50,12 @@ impl Actor for Cdc {
                 Handled::Reply(answer(Reply::Noted(CdcNoted {})))
             }
             Some(Request::Status(_)) => Handled::Reply(answer(Reply::Status(CdcStatus { shards: shards.status() }))),
-            Some(Request::Poll(poll)) => Handled::Later(Box::pin(async move {
-                subscription::poll(shards, poll).await.and_then(|batch| answer(Reply::Changes(batch)))
-            })),
+            Some(Request::Poll(poll)) => {
+                let call = call.clone();
+                Handled::Later(Box::pin(async move {
+                    subscription::poll(shards, poll, &call).await.and_then(|batch| answer(Reply::Changes(batch)))
+                }))
+            }
             Some(Request::FlushLake(_)) => {
                 let call = call.clone();
                 Handled::Later(Box::pin(async move {

@@ -8,6 +8,7 @@ use futures_util::future::select;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::shards::Shards;
+use crate::runtime::Call;
 
 /// Bytes of records in one answer, where the poll does not say and where it may say.
 const DEFAULT_BYTES: usize = 1 << 20;
@@ -17,7 +18,7 @@ const MAX_BYTES: usize = 16 << 20;
 const PARALLEL: usize = 32;
 
 /// Answers a poll.
-pub(super) async fn poll(shards: Rc<Shards>, poll: PollChanges) -> Result<ChangeBatch, Error> {
+pub(super) async fn poll(shards: Rc<Shards>, poll: PollChanges, call: &Call) -> Result<ChangeBatch, Error> {
     let Some(subscription) = poll.subscription else {
         return Err(Error::invalid("a poll must say what it subscribes to"));
     };
@@ -26,7 +27,8 @@ pub(super) async fn poll(shards: Rc<Shards>, poll: PollChanges) -> Result<Change
         bytes => bytes.min(MAX_BYTES),
     };
     let mut position = resolve(&shards, &subscription.from).await?;
-    let until_ms = shards.context.now_ms().saturating_add(poll.wait_ms);
+    // Whoever asked has gone by the deadline.
+    let until_ms = call.within(shards.context.now_ms(), poll.wait_ms).deadline_ms;
     loop {
         let news = shards.commits.next();
         let names = shards.names();

@@ -1,7 +1,7 @@
 //! The row images of the transaction that runs, taken by SQLite's pre-update hook and kept encoded.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use dosql_proto::{Error, ErrorCode, Operation, SchemaChange, WalRecord};
@@ -24,11 +24,11 @@ pub(super) const MAX_VALUE_BYTES: usize = 16 << 20;
 /// What the running transaction has changed so far.
 #[derive(Default)]
 pub(super) struct Capture {
-    shapes: HashMap<String, Rc<TableShape>>,
+    shapes: BTreeMap<String, Rc<TableShape>>,
     /// The tables the record refers to, by index.
     tables: Vec<Rc<TableShape>>,
     /// The index of each table as it is now.
-    indexes: HashMap<String, u32>,
+    indexes: BTreeMap<String, u32>,
     /// The table that changed last, by index: changes come in runs.
     last: Option<u32>,
     /// The record's changes, encoded.
@@ -62,7 +62,7 @@ impl Capture {
     }
 
     /// Tables as they are from now on.
-    pub(super) fn set_shapes(&mut self, shapes: &HashMap<String, Rc<TableShape>>) {
+    pub(super) fn set_shapes(&mut self, shapes: &BTreeMap<String, Rc<TableShape>>) {
         self.shapes.clone_from(shapes);
         self.indexes.clear();
         self.last = None;
@@ -143,19 +143,19 @@ impl Capture {
             return;
         }
         self.began += 1;
-        if let Some(index) = self.index(table) {
-            if let Err(error) = self.images(index, case) {
-                self.failure.get_or_insert_with(|| sql_error(error));
-            }
+        if let Some(index) = self.index(table)
+            && let Err(error) = self.images(index, case)
+        {
+            self.failure.get_or_insert_with(|| sql_error(error));
         }
         self.ended += 1;
     }
 
     fn index(&mut self, name: &str) -> Option<u32> {
-        if let Some(last) = self.last {
-            if self.tables[last as usize].table.name == name {
-                return Some(last);
-            }
+        if let Some(last) = self.last
+            && self.tables[last as usize].table.name == name
+        {
+            return Some(last);
         }
         if let Some(index) = self.indexes.get(name) {
             self.last = Some(*index);
@@ -232,19 +232,16 @@ fn image<'v>(
     out.clear();
     for (at, column) in shape.stored.iter().enumerate() {
         let value = match value(*column)? {
-            #[expect(clippy::cast_precision_loss, reason = "it is what SQLite's REAL affinity does")]
             ValueRef::Integer(integer) if shape.real[at] => ValueRef::Real(integer as f64),
             value => value,
         };
-        if let ValueRef::Text(bytes) | ValueRef::Blob(bytes) = value {
-            if bytes.len() > MAX_VALUE_BYTES {
-                let name = &shape.table.columns[at].name;
-                let message = format!(
-                    "the value of column {name} has {} bytes; at most {MAX_VALUE_BYTES} are allowed",
-                    bytes.len()
-                );
-                failure.get_or_insert_with(|| Error::new(ErrorCode::TooLarge, message));
-            }
+        if let ValueRef::Text(bytes) | ValueRef::Blob(bytes) = value
+            && bytes.len() > MAX_VALUE_BYTES
+        {
+            let name = &shape.table.columns[at].name;
+            let message =
+                format!("the value of column {name} has {} bytes; at most {MAX_VALUE_BYTES} are allowed", bytes.len());
+            failure.get_or_insert_with(|| Error::new(ErrorCode::TooLarge, message));
         }
         put_value(out, value);
     }

@@ -1,6 +1,6 @@
 //! A shard's tables as its log describes them, and what a statement changed about them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use dosql_proto::{Column, Error, ErrorCode, SchemaChange, TableStatus, WalTable};
@@ -32,7 +32,7 @@ struct Object {
 #[derive(Debug, Default)]
 pub(super) struct Schema {
     objects: BTreeMap<String, Object>,
-    shapes: HashMap<String, Rc<TableShape>>,
+    shapes: BTreeMap<String, Rc<TableShape>>,
     /// Whether some table or trigger may roll back the whole transaction.
     pub(super) may_roll_back: bool,
 }
@@ -107,7 +107,7 @@ impl Schema {
     }
 
     /// Every recorded table by name.
-    pub(super) fn shapes(&self) -> &HashMap<String, Rc<TableShape>> {
+    pub(super) fn shapes(&self) -> &BTreeMap<String, Rc<TableShape>> {
         &self.shapes
     }
 

@@ -273,8 +273,9 @@ impl Store {
         begin_unit(&self.connection, &self.guard, &mut self.group)?;
         *open = true;
         self.capture.borrow_mut().take_inserted();
+        let mut rows_affected = 0;
         for (at, row) in request.rows.iter().enumerate() {
-            insert_row(&mut insert, row, request.columns.len()).map_err(|error| {
+            rows_affected += insert_row(&mut insert, row, request.columns.len()).map_err(|error| {
                 let error = self.guard.explain(error);
                 Error { message: format!("row {} of {}: {}", at + 1, request.rows.len(), error.message), ..error }
             })?;
@@ -283,7 +284,6 @@ impl Store {
         let mut capture = self.capture.borrow_mut();
         capture.check()?;
         let last_insert_rowid = if capture.take_inserted() { self.connection.last_insert_rowid() } else { 0 };
-        let rows_affected = request.rows.len() as u64;
         Ok(vec![StatementResult { rows_affected, last_insert_rowid, ..StatementResult::default() }])
     }
 
@@ -415,7 +415,7 @@ impl Store {
     }
 }
 
-fn insert_row(insert: &mut rusqlite::Statement<'_>, row: &Row, width: usize) -> Result<(), Error> {
+fn insert_row(insert: &mut rusqlite::Statement<'_>, row: &Row, width: usize) -> Result<u64, Error> {
     if row.values.len() != width {
         let message = format!("it has {} values for {width} columns", row.values.len());
         return Err(Error::new(ErrorCode::ParameterCount, message));
@@ -423,8 +423,7 @@ fn insert_row(insert: &mut rusqlite::Statement<'_>, row: &Row, width: usize) -> 
     for (at, value) in row.values.iter().enumerate() {
         insert.raw_bind_parameter(at + 1, Param(value)).map_err(sql_error)?;
     }
-    insert.raw_execute().map_err(sql_error)?;
-    Ok(())
+    insert.raw_execute().map(|rows| rows as u64).map_err(sql_error)
 }
 
 fn run_own(connection: &Connection, sql: &'static str) -> Result<(), Error> {

@@ -20,6 +20,8 @@ SETTINGS = {
     "DOLAKE_EVENT_THRESHOLD": 400,
     "CDC_BATCH_TIMEOUT_MS": 100,
     "CDC_RETRY_DELAY_MS": 20,
+    # Keeps the whole log, to be read from the beginning at the end.
+    "DOSQL_WAL_SEGMENT_SIZE": 1 << 30,
 }
 COLUMNS = ("writer", "id", "value", "note")
 

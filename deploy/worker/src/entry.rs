@@ -1,0 +1,229 @@
+//! The Worker's entry point: the interface of `dosql serve` over HTTP and WebSocket, on Durable Objects.
+
+use dosql_actors::{Call, Settings};
+use dosql_proto::json::{ErrorBody, ResultWriter, http_status, statement_from_json, status_document, value_from_json};
+use dosql_proto::{
+    CdcProtocol, CdcRequest, CdcStatusRequest, Error, ErrorCode, FetchRequest, FlushLake, LakeProtocol, LakeRequest,
+    LakeStatusRequest, LoadRequest, QueryRequest, RouterProtocol, RouterRequest, Row, RowBatch, cdc_reply, cdc_request,
+    lake_reply, lake_request, router_reply, router_request,
+};
+use futures_util::stream;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use worker::{Context, Env, Method, Request, Response};
+
+use crate::host::variable;
+use crate::reach::Reach;
+use crate::{changes, conformance};
+
+/// The name of the one router, change stream and lake writer there is.
+pub(crate) const DEFAULT: &str = "default";
+
+/// The largest body a request may have, in bytes. It is copied a few times on its way, within an isolate's 128 MB.
+const LARGEST_BODY: usize = 16 << 20;
+
+/// What answering a request takes.
+pub(crate) struct Entry {
+    pub(crate) reach: Reach,
+    pub(crate) env: Env,
+    settings: Settings,
+}
+
+/// Answers one request.
+pub(crate) async fn fetch(request: Request, env: Env, _context: Context) -> worker::Result<Response> {
+    let entry = match Entry::new(env) {
+        Ok(entry) => entry,
+        Err(error) => return refuse(&error),
+    };
+    let path = request.path();
+    let answer = match (request.method(), path.as_str()) {
+        (Method::Get, "/health") => json(br#"{"status":"ok"}"#.to_vec()),
+        (Method::Post, "/sql") => entry.sql(request).await,
+        (Method::Post, "/load") => entry.load(request).await,
+        (Method::Post, "/flush") => entry.flush().await,
+        (Method::Get, "/status") => entry.status().await,
+        (Method::Get, "/cdc") => changes::subscribe(entry, &request).await,
+        (method, path) if conformance::enabled(&entry.env) => conformance::fetch(&entry, method, path, request).await,
+        (_, "/health" | "/sql" | "/load" | "/flush" | "/status" | "/cdc") => {
+            return Response::error("this path does not take this method", 405);
+        }
+        _ => Err(Error::new(ErrorCode::NotFound, format!("there is no {path}"))),
+    };
+    answer.or_else(|error| refuse(&error))
+}
+
+impl Entry {
+    fn new(env: Env) -> Result<Self, Error> {
+        crate::log::start(&env);
+        let settings =
+            Settings::from_variables(|name| variable(&env, name)).map_err(|error| Error::invalid(error.to_string()))?;
+        let reach = Reach::new(&env).map_err(platform)?;
+        Ok(Self { reach, env, settings })
+    }
+
+    /// A client's call that may take `timeout_ms`.
+    pub(crate) fn call(&self, timeout_ms: u64) -> Result<Call, Error> {
+        let mut trace = [0; 16];
+        getrandom::fill(&mut trace).map_err(|error| Error::internal(format!("no randomness: {error}")))?;
+        let now_ms = js_sys::Date::now() as u64;
+        let trace_id = trace.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Call { deadline_ms: now_ms + timeout_ms, trace_id, ..Call::system() })
+    }
+
+    async fn router(&self, request: router_request::Request, call: &Call) -> Result<router_reply::Reply, Error> {
+        let request = RouterRequest { request: Some(request) };
+        let reply = self.reach.ask::<RouterProtocol>(DEFAULT, request, call).await?;
+        reply.reply.ok_or_else(|| Error::internal("the router answered nothing"))
+    }
+
+    async fn rows(&self, request: router_request::Request, call: &Call) -> Result<RowBatch, Error> {
+        match self.router(request, call).await? {
+            router_reply::Reply::Rows(batch) => Ok(batch),
+            _ => Err(Error::internal("the router answered something else than rows")),
+        }
+    }
+
+    /// The next batch of an open result.
+    async fn fetch(&self, cursor: u64) -> Result<RowBatch, Error> {
+        let call = self.call(self.settings.query_timeout_ms)?;
+        self.rows(router_request::Request::Fetch(FetchRequest { cursor }), &call).await
+    }
+
+    pub(crate) async fn cdc(&self, request: cdc_request::Request, call: &Call) -> Result<cdc_reply::Reply, Error> {
+        let request = CdcRequest { request: Some(request) };
+        let reply = self.reach.ask::<CdcProtocol>(DEFAULT, request, call).await?;
+        reply.reply.ok_or_else(|| Error::internal("the change stream answered nothing"))
+    }
+
+    /// `POST /sql`: the answer is written while further batches are fetched, so that no result has to fit memory.
+    async fn sql(self, request: Request) -> Result<Response, Error> {
+        let statement = statement_from_json(&body(request).await?)?;
+        let call = self.call(self.settings.query_timeout_ms)?;
+        let query = QueryRequest { statement: Some(statement), timeout_ms: 0, max_batch_bytes: 0 };
+        let batch = self.rows(router_request::Request::Query(query), &call).await?;
+
+        let mut writer = ResultWriter::new();
+        let mut out = Vec::new();
+        writer.columns(&batch.columns, &mut out);
+        writer.rows(&batch.rows, &mut out);
+        if batch.cursor == 0 {
+            writer.finish(batch.rows_affected, &batch.bookmark, &mut out);
+            return json(out);
+        }
+        let rest = stream::unfold(Some((self, writer, batch.cursor)), |open| async move {
+            let (entry, mut writer, cursor) = open?;
+            let mut out = Vec::new();
+            let next = match entry.fetch(cursor).await {
+                Ok(batch) => {
+                    writer.rows(&batch.rows, &mut out);
+                    if batch.cursor == 0 {
+                        writer.finish(batch.rows_affected, &batch.bookmark, &mut out);
+                        None
+                    } else {
+                        Some((entry, writer, batch.cursor))
+                    }
+                }
+                Err(error) => {
+                    writer.fail(&error, &mut out);
+                    None
+                }
+            };
+            Some((Ok::<_, worker::Error>(out), next))
+        });
+        let first = stream::once(async move { Ok(out) });
+        as_json(Response::from_stream(futures_util::StreamExt::chain(first, rest)).map_err(platform)?)
+    }
+
+    /// `POST /load`: rows in bulk, `{"table": "...", "columns": [...], "rows": [[...]], "request_id": "..."}`.
+    async fn load(&self, request: Request) -> Result<Response, Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Load {
+            table: String,
+            columns: Vec<String>,
+            rows: Vec<Vec<Box<RawValue>>>,
+            #[serde(default)]
+            request_id: String,
+        }
+        let load: Load = serde_json::from_slice(&body(request).await?)
+            .map_err(|error| Error::invalid(format!("expected a table, its columns and rows: {error}")))?;
+        let rows = load
+            .rows
+            .into_iter()
+            .map(|row| Ok(Row { values: row.iter().map(|value| value_from_json(value)).collect::<Result<_, _>>()? }))
+            .collect::<Result<_, Error>>()?;
+        let call = self.call(self.settings.query_timeout_ms)?;
+        let request_id = if load.request_id.is_empty() { call.trace_id.clone() } else { load.request_id };
+        let request = LoadRequest { table: load.table, columns: load.columns, rows, request_id };
+        match self.router(router_request::Request::Load(request), &call).await? {
+            router_reply::Reply::Load(loaded) => json(
+                serde_json::json!({"request_id": loaded.request_id, "rows_loaded": loaded.rows_loaded})
+                    .to_string()
+                    .into(),
+            ),
+            _ => Err(Error::internal("the router answered something else than a load")),
+        }
+    }
+
+    /// `POST /flush`: has the lake commit everything written before.
+    async fn flush(&self) -> Result<Response, Error> {
+        let call = self.call(self.settings.query_timeout_ms)?;
+        match self.cdc(cdc_request::Request::FlushLake(FlushLake {}), &call).await? {
+            cdc_reply::Reply::Flushed(flushed) => {
+                json(serde_json::json!({"position": flushed.position}).to_string().into())
+            }
+            _ => Err(Error::internal("the change stream answered something else than a flush")),
+        }
+    }
+
+    /// `GET /status`: where the change stream and the lake stand.
+    async fn status(&self) -> Result<Response, Error> {
+        let call = self.call(self.settings.shard_timeout_ms)?;
+        let cdc = match self.cdc(cdc_request::Request::Status(CdcStatusRequest {}), &call).await? {
+            cdc_reply::Reply::Status(status) => status,
+            _ => return Err(Error::internal("the change stream answered something else than its status")),
+        };
+        let request = LakeRequest { request: Some(lake_request::Request::Status(LakeStatusRequest {})) };
+        match self.reach.ask::<LakeProtocol>(DEFAULT, request, &call).await?.reply {
+            Some(lake_reply::Reply::Status(lake)) => json(status_document(&cdc, &lake).to_string().into()),
+            _ => Err(Error::internal("the lake answered something else than its status")),
+        }
+    }
+}
+
+/// A request's body, within the limit.
+pub(crate) async fn body(mut request: Request) -> Result<Vec<u8>, Error> {
+    let too_large = |bytes: usize| {
+        let message = format!("the request has {bytes} bytes; at most {LARGEST_BODY} are taken");
+        Err(Error::new(ErrorCode::TooLarge, message))
+    };
+    let announced = request.headers().get("content-length").ok().flatten().and_then(|text| text.parse().ok());
+    match announced {
+        Some(bytes) if bytes > LARGEST_BODY => return too_large(bytes),
+        _ => {}
+    }
+    let bytes = request.bytes().await.map_err(platform)?;
+    if bytes.len() > LARGEST_BODY { too_large(bytes.len()) } else { Ok(bytes) }
+}
+
+/// A JSON answer.
+pub(crate) fn json(body: Vec<u8>) -> Result<Response, Error> {
+    as_json(Response::from_bytes(body).map_err(platform)?)
+}
+
+fn as_json(mut response: Response) -> Result<Response, Error> {
+    response.headers_mut().set("content-type", "application/json").map_err(platform)?;
+    Ok(response)
+}
+
+/// An error as an HTTP answer.
+fn refuse(error: &Error) -> worker::Result<Response> {
+    let mut response = Response::from_bytes(ErrorBody(error).to_json().into_bytes())?.with_status(http_status(error));
+    response.headers_mut().set("content-type", "application/json")?;
+    Ok(response)
+}
+
+/// An error of the platform's.
+pub(crate) fn platform(error: worker::Error) -> Error {
+    Error::internal(error.to_string())
+}

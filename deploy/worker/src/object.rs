@@ -1,0 +1,133 @@
+//! A Durable Object with an actor in it.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use dosql_actors::cdc::Cdc;
+use dosql_actors::shard::Shard;
+use dosql_actors::{Actor, Context, Delivery, Input, Mailbox, Payload, mailbox, supervise};
+use dosql_lake::Lake;
+use dosql_proto::packet_reply::Outcome;
+use dosql_proto::{Address, Error, ErrorCode, Packet, PacketReply, Protocol};
+use futures_channel::oneshot;
+use prost::Message;
+use wasm_bindgen::{JsCast, JsValue};
+use worker::{Env, Request, Response, State};
+
+use crate::host::ObjectHost;
+use crate::pages::PageStore;
+
+/// Messages that wait for one object at most; it answers `OVERLOADED` to more.
+const MAILBOX: usize = 1024;
+
+/// One object: whichever actor its first message was for.
+pub(crate) struct Object {
+    state: Rc<State>,
+    env: Env,
+    running: RefCell<Option<Running>>,
+}
+
+struct Running {
+    address: Address,
+    mailbox: Mailbox,
+}
+
+impl Object {
+    pub(crate) fn new(state: State, env: Env) -> Self {
+        crate::log::start(&env);
+        Self { state: Rc::new(state), env, running: RefCell::new(None) }
+    }
+
+    /// A message from another object or the Worker. (`/evict` never gets here: the shim ends the object itself.)
+    pub(crate) async fn fetch(&self, mut request: Request) -> worker::Result<Response> {
+        match request.path().as_str() {
+            "/packet" => {
+                let outcome = match self.deliver(request.bytes().await?).await {
+                    Ok(payload) => Outcome::Body(payload.into_bytes()),
+                    Err(error) => Outcome::Error(error),
+                };
+                Response::from_bytes(PacketReply { outcome: Some(outcome) }.encode_to_vec())
+            }
+            path => Response::error(format!("an object has no {path}"), 404),
+        }
+    }
+
+    /// The platform's alarm: the actor that set it may have been evicted since.
+    pub(crate) async fn alarm(&self) -> worker::Result<Response> {
+        match self.mailbox(None) {
+            Ok(mailbox) => {
+                mailbox.ring().await;
+                Response::empty()
+            }
+            // The platform calls again after a failure.
+            Err(error) => Err(error.to_string().into()),
+        }
+    }
+
+    async fn deliver(&self, packet: Vec<u8>) -> Result<Payload, Error> {
+        let packet =
+            Packet::decode(&packet[..]).map_err(|error| Error::invalid(format!("malformed Packet: {error}")))?;
+        let envelope = packet.envelope.ok_or_else(|| Error::invalid("the Packet has no envelope"))?;
+        let mailbox = self.mailbox(envelope.to.as_ref())?;
+        let (reply, answer) = oneshot::channel();
+        mailbox.deliver(Input::Message(Delivery { envelope, payload: Payload::Encoded(packet.body), reply }));
+        answer.await.unwrap_or_else(|_| {
+            Err(Error::retryable(ErrorCode::Unavailable, "the actor ended before it could answer", 50))
+        })
+    }
+
+    /// The actor's mailbox; starts the actor if it does not run yet. Without `to`, the one that lived here before.
+    fn mailbox(&self, to: Option<&Address>) -> Result<Mailbox, Error> {
+        if let Some(running) = &*self.running.borrow() {
+            return match to {
+                Some(to) if *to != running.address => {
+                    Err(Error::invalid(format!("a message for {to} reached {}", running.address)))
+                }
+                _ => Ok(running.mailbox.clone()),
+            };
+        }
+        let storage: JsValue = self.state.storage().as_raw().into();
+        let store = PageStore::open(storage.unchecked_into()).map_err(|error| storage_failed(&error))?;
+        let remembered = store.address().map_err(|error| storage_failed(&error))?;
+        let address = match (to, remembered.as_deref().and_then(Address::parse)) {
+            (Some(to), Some(own)) if *to != own => {
+                return Err(Error::invalid(format!("a message for {to} reached {own}")));
+            }
+            (_, Some(own)) => own,
+            (Some(to), None) => {
+                store.set_address(&to.to_string()).map_err(|error| storage_failed(&error))?;
+                to.clone()
+            }
+            (None, None) => return Err(Error::new(ErrorCode::NotFound, "no actor has lived in this object")),
+        };
+        let mailbox = self.start(&address, Rc::new(store))?;
+        *self.running.borrow_mut() = Some(Running { address, mailbox: mailbox.clone() });
+        Ok(mailbox)
+    }
+
+    fn start(&self, address: &Address, store: Rc<PageStore>) -> Result<Mailbox, Error> {
+        let run = runner(&address.kind).ok_or_else(|| {
+            Error::new(ErrorCode::NotFound, format!("there is no actor of the kind {}", address.kind))
+        })?;
+        let host = ObjectHost::new(address.clone(), Rc::clone(&self.state), store, &self.env)
+            .map_err(|error| Error::invalid(format!("{address} could not be started: {error}")))?;
+        Ok(run(Context::new(Rc::new(host))))
+    }
+}
+
+/// What starts an actor of this kind.
+fn runner(kind: &str) -> Option<fn(Context) -> Mailbox> {
+    fn run<A: Actor>(context: Context) -> Mailbox {
+        let (sender, receiver) = mailbox(MAILBOX);
+        wasm_bindgen_futures::spawn_local(supervise::<A>(context, receiver));
+        sender
+    }
+    fn of<A: Actor>(kind: &str) -> Option<fn(Context) -> Mailbox> {
+        (kind == A::Protocol::KIND).then_some(run::<A> as fn(Context) -> Mailbox)
+    }
+    of::<Shard>(kind).or_else(|| of::<Cdc>(kind)).or_else(|| of::<Lake>(kind))
+}
+
+fn storage_failed(error: &JsValue) -> Error {
+    Error::new(ErrorCode::Storage, format!("the object's storage failed: {}", crate::reach::describe(error)))
+}

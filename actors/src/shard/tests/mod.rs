@@ -1,5 +1,7 @@
 //! What a shard promises, one test a promise.
 
+mod replay;
+
 use std::rc::Rc;
 
 use dosql_proto::{

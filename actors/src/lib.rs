@@ -8,6 +8,7 @@
 
 pub mod cdc;
 pub mod host;
+pub mod probe;
 pub mod runtime;
 pub mod shard;
 pub mod sql_value;

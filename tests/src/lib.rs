@@ -1,1 +1,4 @@
-//! placeholder
+//! What whole-system tests share.
+
+pub mod conformance;
+pub mod seeds;

@@ -2,3 +2,8 @@
 
 #[cfg(feature = "actix")]
 pub mod actix;
+#[cfg(feature = "simulation")]
+pub mod simulation;
+
+#[cfg(any(feature = "actix", feature = "simulation"))]
+mod log_mode;

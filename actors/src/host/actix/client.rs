@@ -40,12 +40,12 @@ impl Client {
     /// Delivers a message that came from outside the process, and waits for the answer. Every failure is an answer, too.
     pub async fn send_packet(&self, packet: Packet) -> PacketReply {
         let outcome = match packet.envelope {
-            Some(envelope) => self.send(envelope, Payload::Encoded(packet.body.into())).await,
+            Some(envelope) => self.send(envelope, Payload::Encoded(packet.body)).await,
             None => Err(Error::invalid("the packet has no envelope")),
         };
         PacketReply {
             outcome: Some(match outcome {
-                Ok(payload) => packet_reply::Outcome::Body(payload.into_bytes().into()),
+                Ok(payload) => packet_reply::Outcome::Body(payload.into_bytes()),
                 Err(error) => packet_reply::Outcome::Error(error),
             }),
         }

@@ -34,13 +34,17 @@ pub enum DataDirError {
 #[derive(Debug)]
 pub(super) struct DataDir {
     path: PathBuf,
-    /// Locked; the operating system lets go of it when the process ends, however it ends.
-    _lock: File,
+}
+
+/// Holds the directory while it lives; the operating system lets go of it when the process ends, however it ends.
+#[derive(Debug)]
+pub(super) struct DataDirLock {
+    _file: File,
 }
 
 impl DataDir {
     /// Creates the directory where it is missing and takes hold of it.
-    pub(super) fn open(path: &Path) -> Result<Self, DataDirError> {
+    pub(super) fn open(path: &Path) -> Result<(Self, DataDirLock), DataDirError> {
         let failed = |source| DataDirError::Io { path: path.to_owned(), source };
         fs::create_dir_all(path.join("actors")).map_err(failed)?;
         fs::create_dir_all(path.join("lake")).map_err(failed)?;
@@ -59,7 +63,7 @@ impl DataDir {
         lock.set_len(0).map_err(failed)?;
         lock.write_all(std::process::id().to_string().as_bytes()).map_err(failed)?;
         sync_directory(&path).map_err(failed)?;
-        Ok(Self { path, _lock: lock })
+        Ok((Self { path }, DataDirLock { _file: lock }))
     }
 
     /// Where objects lie.

@@ -15,6 +15,7 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::directory::Directory;
+use crate::host::log_mode::use_log;
 use crate::runtime::{Host, Mailbox, ObjectStore, Payload, Settings};
 
 /// How long a statement waits for somebody outside who reads or writes the same database file.
@@ -93,10 +94,7 @@ impl LocalHost {
 
     fn prepare_storage(&self, connection: &Connection) -> rusqlite::Result<()> {
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
-        if mode != "wal" {
-            return Err(rusqlite::Error::InvalidParameterName(format!("WAL mode was refused: {mode}")));
-        }
+        use_log(connection)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         // Negative: KiB rather than pages.
         let cache_kib = i64::try_from(self.directory.cache_bytes / 1024).unwrap_or(i64::MAX);

@@ -12,7 +12,7 @@ use futures_channel::oneshot;
 use futures_util::future::join_all;
 
 use super::client::Client;
-use super::data_dir::{DataDir, DataDirError};
+use super::data_dir::{DataDir, DataDirError, DataDirLock};
 use super::directory::Directory;
 use super::local_objects::LocalObjects;
 use crate::runtime::{Actor, Settings};
@@ -70,6 +70,8 @@ pub struct Node {
     directory: Arc<Directory>,
     system: System,
     thread: Option<JoinHandle<()>>,
+    /// Let go of last, when no thread uses the directory any more.
+    _lock: DataDirLock,
 }
 
 impl Node {
@@ -78,7 +80,7 @@ impl Node {
     /// # Errors
     /// Where the directory is in use or unusable, or no thread can be started.
     pub fn new(config: NodeConfig) -> Result<Self, NodeError> {
-        let data_dir = DataDir::open(&config.data_dir)?;
+        let (data_dir, lock) = DataDir::open(&config.data_dir)?;
         let objects = LocalObjects::open(data_dir.objects()).map_err(NodeError::Objects)?;
         let arbiters = match config.arbiters {
             0 => thread::available_parallelism().map_or(1, NonZeroUsize::get),
@@ -95,7 +97,7 @@ impl Node {
             config.mailbox_capacity.max(1),
             arbiters,
         );
-        Ok(Self { directory: Arc::new(directory), system, thread: Some(thread) })
+        Ok(Self { directory: Arc::new(directory), system, thread: Some(thread), _lock: lock })
     }
 
     /// Makes a kind of actor known: from now on messages to its addresses start it.

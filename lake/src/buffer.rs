@@ -100,23 +100,12 @@ impl Buffer {
         self.since_ms.get_or_insert(now_ms);
         let committed_ms = i64::try_from(hlc >> 16).unwrap_or(i64::MAX);
         let mut place = Place { shard, lsn, committed_ms, ordinal: 0 };
-        // A table that was dropped and made again within the transaction is emptied first, one that stayed dropped last.
-        let remade = |dropped: &str| {
-            schema_changes.iter().filter_map(|change| change.table.as_ref()).any(|table| table.name == dropped)
-        };
-        let (first, last): (Vec<_>, Vec<_>) = schema_changes
-            .iter()
-            .map(|change| change.dropped.as_str())
-            .filter(|dropped| !dropped.is_empty())
-            .partition(|dropped| remade(dropped));
-        self.drop_tables(&first, &mut place);
-        for SchemaChange { table, .. } in &schema_changes {
-            if let Some(table) = table.as_ref().filter(|table| is_mirrored(&table.name)) {
-                entry(&mut self.tables, &table.name).layout(table);
-            }
-        }
+        let mut schema_changes = schema_changes.into_iter().peekable();
         let mut layouts = vec![None; tables.len()];
-        for (index, rowid, action) in changes {
+        for (number, (index, rowid, action)) in changes.into_iter().enumerate() {
+            while let Some(change) = schema_changes.next_if(|change| change.after_changes as usize <= number) {
+                self.push_schema_change(change, &mut place);
+            }
             let table = &tables[index];
             if !is_mirrored(&table.name) {
                 continue;
@@ -128,17 +117,24 @@ impl Buffer {
             self.events += 1;
             self.bytes += bytes;
         }
-        self.drop_tables(&last, &mut place);
+        for change in schema_changes {
+            self.push_schema_change(change, &mut place);
+        }
         Ok(())
     }
 
-    fn drop_tables(&mut self, names: &[&str], place: &mut Place<'_>) {
-        for name in names.iter().filter(|name| is_mirrored(name)) {
-            let table = entry(&mut self.tables, name);
-            let layout = table.layout(&WalTable { name: (*name).to_owned(), ..WalTable::default() });
-            table.changes.push(place.change(0, layout, Action::Drop));
+    /// A renamed table's rows come as inserts into the new one: for the old name it is as if it was dropped.
+    fn push_schema_change(&mut self, change: SchemaChange, place: &mut Place<'_>) {
+        let SchemaChange { table, dropped, .. } = change;
+        if !dropped.is_empty() && is_mirrored(&dropped) {
+            let buffer = entry(&mut self.tables, &dropped);
+            let layout = buffer.layout(&WalTable { name: dropped, ..WalTable::default() });
+            buffer.changes.push(place.change(0, layout, Action::Drop));
             self.bytes += size_of::<Change>() as u64;
             self.events += 1;
+        }
+        if let Some(table) = table.filter(|table| is_mirrored(&table.name)) {
+            entry(&mut self.tables, &table.name).layout(&table);
         }
     }
 }

@@ -26,9 +26,10 @@
 //! `dt` when its lake table is made. A source column whose name is taken by one of these is mirrored as `user_NAME`.
 //!
 //! # Schema changes
-//! New columns are added with new field ids. Columns are never dropped: a dropped column reads as null in rows written
-//! afterwards (shards see a schema change at different moments, and rows of a shard that lags still carry the column). A
-//! dropped table's mirror becomes empty; its files, snapshots and change log stay.
+//! New columns are added with new field ids. Columns are never dropped: a dropped or renamed column reads as null in rows
+//! written afterwards (shards see a schema change at different moments, and rows of a shard that lags still carry the column).
+//! The rows that a rename or a default changes arrive as row changes. A dropped or renamed table's mirror becomes empty; its
+//! files, snapshots and change log stay.
 //!
 //! # Exactly once
 //! A commit is the exclusive creation of `vN.metadata.json`. Its snapshot's summary names, as `dosql.lsn.SHARD`, the last LSN

@@ -1,6 +1,6 @@
 //! What a flush changes in a mirror: which rows it writes, and which rows of earlier files it deletes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -38,6 +38,8 @@ pub(crate) struct Planner<'a> {
     new_url: &'a dyn Fn(i32) -> String,
     plan: MirrorPlan,
     shards: BTreeMap<Rc<str>, i64>,
+    /// Earlier files that lose rows: their URL and day.
+    earlier: HashMap<i64, (Arc<str>, i32)>,
 }
 
 impl<'a> Planner<'a> {
@@ -49,7 +51,7 @@ impl<'a> Planner<'a> {
     ) -> Result<Self, LakeError> {
         let first_file = index.next_file()?;
         let plan = MirrorPlan { files: Vec::new(), deletes: BTreeMap::new(), first_file };
-        Ok(Self { index, buffer, table_id, new_url, plan, shards: BTreeMap::new() })
+        Ok(Self { index, buffer, table_id, new_url, plan, shards: BTreeMap::new(), earlier: HashMap::new() })
     }
 
     /// Takes in the changes of these indexes, in order.
@@ -131,7 +133,14 @@ impl<'a> Planner<'a> {
     fn vacate(&mut self, keys: Keys<'_>, key: &Key, old: Position) -> Result<(), LakeError> {
         if old.file < self.plan.first_file {
             keys.keep_for_undo(key, old)?;
-            let (url, day) = self.index.file(old.file)?;
+            let (url, day) = match self.earlier.get(&old.file) {
+                Some(file) => file.clone(),
+                None => {
+                    let file = self.index.file(old.file)?;
+                    self.earlier.insert(old.file, file.clone());
+                    file
+                }
+            };
             self.plan.deletes.entry(day).or_default().push((url, old.row));
             return Ok(());
         }

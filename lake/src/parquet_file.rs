@@ -112,12 +112,13 @@ fn encode(
         .build();
     // The Arrow schema itself is left out: readers go by field ids.
     let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
-    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(schema), options)?;
+    let mut bytes = Vec::new();
+    let mut writer = ArrowWriter::try_new_with_options(&mut bytes, Arc::clone(schema), options)?;
     for batch in batches {
         writer.write(&batch?)?;
     }
-    let metadata = writer.finish()?;
-    Ok((writer.into_inner()?.into(), metadata))
+    let metadata = writer.close()?;
+    Ok((bytes.into(), metadata))
 }
 
 fn offset(column: &parquet::file::metadata::ColumnChunkMetaData) -> i64 {

@@ -14,7 +14,7 @@ use super::shards::Shards;
 use crate::runtime::Call;
 
 /// Bytes of records read from a shard at a time.
-const READ_BYTES: usize = 4 << 20;
+const READ_BYTES: usize = 1 << 20;
 
 /// How long the lake may take to answer, in milliseconds: it may commit before it takes more.
 const LAKE_TIMEOUT_MS: u64 = 60_000;

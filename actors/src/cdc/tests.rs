@@ -6,10 +6,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dosql_proto::{
-    CdcProtocol, CdcRequest, CdcStatusRequest, ChangeBatch, Error, ErrorCode, FlushLake, LakePosition, LakePositions,
-    LakeProtocol, LakeReply, LakeRequest, PollChanges, ShardExecute, ShardProtocol, ShardRequest, ShardStatus,
-    ShardStatusRequest, Statement, SubscribeRequest, WalRecord, cdc_reply, cdc_request, lake_reply, lake_request,
-    shard_reply, shard_request,
+    CdcProtocol, CdcRequest, CdcShardStatus, CdcStatusRequest, ChangeBatch, Error, ErrorCode, FlushLake, LakePosition,
+    LakePositions, LakeProtocol, LakeReply, LakeRequest, PollChanges, ShardExecute, ShardProtocol, ShardRequest,
+    ShardStatus, ShardStatusRequest, Statement, SubscribeRequest, WalRecord, cdc_reply, cdc_request, lake_reply,
+    lake_request, shard_reply, shard_request,
 };
 
 use super::Cdc;
@@ -150,6 +150,14 @@ async fn flush(world: &Rc<World>) -> Result<String, Error> {
     }
 }
 
+/// Where the stream stands with a shard.
+async fn stands(world: &Rc<World>, shard: &str) -> CdcShardStatus {
+    match cdc(world, cdc_request::Request::Status(CdcStatusRequest {})).await.unwrap() {
+        cdc_reply::Reply::Status(status) => status.shards.into_iter().find(|told| told.shard == shard).unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
 fn lsns(batch: &ChangeBatch) -> Vec<(String, Vec<u64>)> {
     let records = |records: &[WalRecord]| records.iter().map(|record| record.lsn).collect();
     batch.shards.iter().map(|shard| (shard.shard.clone(), records(&shard.records))).collect()
@@ -199,7 +207,8 @@ fn a_waiting_subscriber_is_woken_by_a_commit() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(!waiting.is_finished());
         execute(&world, "shard-1", "CREATE TABLE t (a)").await;
-        let batch = waiting.await.unwrap().unwrap();
+        let woken = tokio::time::timeout(Duration::from_secs(4), waiting).await;
+        let batch = woken.expect("woken before its time is up").unwrap().unwrap();
         assert_eq!(lsns(&batch), [("shard-1".into(), vec![1])]);
         assert_eq!(batch.position, "shard-0:2,shard-1:1");
     });
@@ -219,7 +228,9 @@ fn a_commit_that_was_not_told_is_found() {
         // The shard cannot reach the stream.
         *world.unreachable.borrow_mut() = Some("cdc");
         execute(&world, "shard-0", "INSERT INTO t DEFAULT VALUES").await;
-        assert_eq!(lsns(&waiting.await.unwrap().unwrap()), [("shard-0".into(), vec![3])]);
+        let found = tokio::time::timeout(Duration::from_secs(4), waiting).await;
+        let batch = found.expect("found before its time is up").unwrap().unwrap();
+        assert_eq!(lsns(&batch), [("shard-0".into(), vec![3])]);
     });
 }
 
@@ -300,7 +311,9 @@ fn everything_reaches_the_lake_once_whatever_fails() {
 
         // The lake restarts with records in its buffer: nobody commits anything, and they come again.
         fill(&world, "shard-0", 4).await;
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        while stands(&world, "shard-0").await.delivered_lsn < 24 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         LAKE.with_borrow_mut(|lake| lake.lose_buffer = true);
         assert_eq!(flush(&world).await.unwrap(), "shard-0:24,shard-1:6");
         assert_eq!(in_lake("shard-0"), (1..=24).collect::<Vec<_>>());
@@ -310,9 +323,7 @@ fn everything_reaches_the_lake_once_whatever_fails() {
         fill(&world, "shard-1", 3).await;
         assert_eq!(flush(&world).await.unwrap(), "shard-0:24,shard-1:9");
         assert_eq!(in_lake("shard-1"), (1..=9).collect::<Vec<_>>());
-        let reply = cdc(&world, cdc_request::Request::Status(CdcStatusRequest {})).await.unwrap();
-        let cdc_reply::Reply::Status(status) = reply else { panic!("{reply:?}") };
-        let told = &status.shards[1];
+        let told = stands(&world, "shard-1").await;
         assert_eq!((told.last_lsn, told.delivered_lsn, told.durable_lsn), (9, 9, 9));
     });
 }

@@ -189,8 +189,8 @@ impl Capture {
                 image(&mut self.before, &shape, &mut self.failure, |column| old.get_old_column_value(column))?;
                 image(&mut self.after, &shape, &mut self.failure, |column| new.get_new_column_value(column))?;
                 let (was, is) = (rowid(old.get_old_row_id()), rowid(new.get_new_row_id()));
-                if shape.table.primary_key.is_empty() && was != is {
-                    // The rowid is such a row's only key: under a new one it is another row.
+                if was != is && !shape.rowid_is_key {
+                    // No column shows the new rowid, which may be all that tells the row from others.
                     self.push(table, Operation::Delete, was, true, false);
                     self.push(table, Operation::Insert, is, false, true);
                 } else {

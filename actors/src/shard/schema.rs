@@ -20,6 +20,8 @@ pub(super) struct TableShape {
     pub(super) real: Vec<bool>,
     /// Whether rows have a rowid.
     pub(super) has_rowid: bool,
+    /// Whether the primary key is the rowid itself (`INTEGER PRIMARY KEY`).
+    pub(super) rowid_is_key: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -181,7 +183,10 @@ struct Building {
 impl Building {
     fn new(name: String, has_rowid: bool) -> Self {
         let table = WalTable { name, ..WalTable::default() };
-        Self { shape: TableShape { table, stored: Vec::new(), real: Vec::new(), has_rowid }, key: Vec::new() }
+        Self {
+            shape: TableShape { table, stored: Vec::new(), real: Vec::new(), has_rowid, rowid_is_key: false },
+            key: Vec::new(),
+        }
     }
 
     fn column(&mut self, index: i32, name: String, declared_type: String, key_rank: i64, hidden: i64) {
@@ -202,6 +207,13 @@ impl Building {
     fn finish(mut self) -> TableShape {
         self.key.sort_unstable();
         self.shape.table.primary_key = self.key.into_iter().map(|(_, position)| position).collect();
+        self.shape.rowid_is_key = match self.shape.table.primary_key.as_slice() {
+            [position] => {
+                self.shape.has_rowid
+                    && self.shape.table.columns[*position as usize].declared_type.eq_ignore_ascii_case("INTEGER")
+            }
+            _ => false,
+        };
         self.shape
     }
 }

@@ -317,6 +317,8 @@ fn every_way_to_change_a_row_leaves_its_images() {
                 "UPDATE h SET v = 1.0, rowid = 9 WHERE rowid = 1",
                 &["DELETE h@1: x[0, 255] => -", "INSERT h@9: - => 1.0"],
             ),
+            ("INSERT INTO c VALUES (NULL, NULL)", &["INSERT c@3: - => NULL NULL"]),
+            ("UPDATE c SET rowid = 8 WHERE x IS NULL", &["DELETE c@3: NULL NULL => -", "INSERT c@8: - => NULL NULL"]),
             ("INSERT INTO g (a, z) VALUES (4, 1)", &["INSERT g@1: - => 4 8 1.0"]),
             ("UPDATE g SET a = 5, z = 2", &["UPDATE g@1: 4 8 1.0 => 5 10 2.0"]),
         ];

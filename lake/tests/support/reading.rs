@@ -1,0 +1,133 @@
+//! Reads the lake's tables as a reader of Iceberg does: metadata, manifests, files, less deleted positions.
+
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{Float64Type, Int64Type, TimestampMicrosecondType};
+use arrow::util::display::array_value_to_string;
+use bytes::Bytes;
+use iceberg::io::FileIO;
+use iceberg::spec::{DataContentType, FormatVersion, ManifestList, TableMetadata};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use crate::support::{Objects, now};
+
+/// A row: the text of each cell, by column; NULLs left out.
+pub type TextRow = BTreeMap<String, String>;
+
+/// The newest metadata of a table.
+pub fn metadata(objects: &Objects, table: &str) -> Option<TableMetadata> {
+    let files = objects.files.borrow();
+    let versions = files.iter().filter_map(|(path, bytes)| {
+        let version = path.strip_prefix(&format!("warehouse/default/{table}/metadata/v"))?;
+        Some((version.strip_suffix(".metadata.json")?.parse::<u64>().unwrap(), bytes))
+    });
+    let (_, bytes) = versions.max_by_key(|(version, _)| *version)?;
+    Some(serde_json::from_slice(bytes).unwrap())
+}
+
+/// How many manifests a table's current snapshot lists.
+pub fn manifests(objects: &Objects, table: &str) -> usize {
+    let metadata = metadata(objects, table).unwrap();
+    let path = metadata.current_snapshot().unwrap().manifest_list().strip_prefix(&objects.base).unwrap();
+    let list = ManifestList::parse_with_version(&objects.files.borrow()[path], FormatVersion::V2).unwrap();
+    list.entries().len()
+}
+
+/// The rows of a table's current snapshot. Checks what the manifests say against the files on the way.
+pub fn rows(objects: &Objects, table: &str) -> Vec<TextRow> {
+    let Some(metadata) = metadata(objects, table) else { return Vec::new() };
+    let Some(snapshot) = metadata.current_snapshot() else { return Vec::new() };
+    let get = |url: &str| -> Bytes {
+        let path = url.strip_prefix(&objects.base).unwrap();
+        objects.files.borrow().get(path).unwrap_or_else(|| panic!("{path} is missing")).clone()
+    };
+    let list = ManifestList::parse_with_version(&get(snapshot.manifest_list()), FormatVersion::V2).unwrap();
+    let (mut data, mut deletes) = (Vec::new(), Vec::new());
+    let mut listed = BTreeSet::new();
+    for manifest in list.entries() {
+        let io = FileIO::new_with_memory();
+        now(io.new_output(&manifest.manifest_path).unwrap().write(get(&manifest.manifest_path))).unwrap();
+        for entry in now(manifest.load_manifest(&io)).unwrap().entries() {
+            assert!(listed.insert(entry.file_path().to_owned()), "{} is listed twice", entry.file_path());
+            let sequence = entry.sequence_number.unwrap();
+            match entry.content_type() {
+                DataContentType::Data => data.push((entry.data_file.clone(), sequence)),
+                _ => deletes.push((entry.data_file.clone(), sequence)),
+            }
+        }
+    }
+    let mut deleted: BTreeMap<(String, i64), i64> = BTreeMap::new();
+    for (file, sequence) in &deletes {
+        for batch in batches(get(file.file_path())) {
+            let (paths, positions) = (batch.column(0).as_string::<i32>(), batch.column(1).as_primitive::<Int64Type>());
+            for row in 0..batch.num_rows() {
+                let path = paths.value(row).to_owned();
+                let target = data.iter().find(|(data, _)| data.file_path() == path).expect("a delete hits no file");
+                assert_eq!(target.0.partition(), file.partition(), "a delete file of another partition");
+                let again = deleted.insert((path, positions.value(row)), *sequence);
+                assert_eq!(again, None, "a row was deleted twice");
+            }
+        }
+    }
+    let mut rows = Vec::new();
+    for (file, sequence) in &data {
+        let (bytes, url) = (get(file.file_path()), file.file_path());
+        assert_eq!(bytes.len() as u64, file.file_size_in_bytes());
+        let mut position = 0;
+        for batch in batches(bytes) {
+            check_bounds(&metadata, file, &batch);
+            for row in 0..batch.num_rows() {
+                if deleted.get(&(url.to_owned(), position)).is_none_or(|deleted| deleted < sequence) {
+                    rows.push(text_row(&batch, row));
+                }
+                position += 1;
+            }
+        }
+        assert_eq!(position.cast_unsigned(), file.record_count());
+    }
+    rows
+}
+
+fn batches(bytes: Bytes) -> Vec<RecordBatch> {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap().build().unwrap();
+    reader.map(Result::unwrap).collect()
+}
+
+/// A manifest's bounds and null counts must be true of the file, or readers prune rows that match.
+fn check_bounds(metadata: &TableMetadata, file: &iceberg::spec::DataFile, batch: &RecordBatch) {
+    for (column, field) in batch.columns().iter().zip(batch.schema().fields()) {
+        let id: i32 = field.metadata()["PARQUET:field_id"].parse().unwrap();
+        let schema = metadata.schemas_iter().find(|schema| schema.field_by_id(id).is_some()).unwrap();
+        assert_eq!(schema.field_by_id(id).unwrap().name, *field.name());
+        assert_eq!(file.null_value_counts()[&id], column.null_count() as u64, "{field}");
+        let (lower, upper) = (file.lower_bounds().get(&id), file.upper_bounds().get(&id));
+        let Some((lower, upper)) = lower.zip(upper) else {
+            assert_eq!(column.null_count(), column.len(), "{field} has no bounds");
+            continue;
+        };
+        use iceberg::spec::Datum;
+        for row in (0..batch.num_rows()).filter(|row| column.is_valid(*row)) {
+            let datum = match column.data_type() {
+                arrow::datatypes::DataType::Int64 => Datum::long(column.as_primitive::<Int64Type>().value(row)),
+                arrow::datatypes::DataType::Float64 => Datum::double(column.as_primitive::<Float64Type>().value(row)),
+                arrow::datatypes::DataType::Utf8 => Datum::string(column.as_string::<i32>().value(row)),
+                _ => continue,
+            };
+            assert!(*lower <= datum && datum <= *upper, "{field}: {lower} <= {datum} <= {upper}");
+        }
+    }
+}
+
+fn text_row(batch: &RecordBatch, row: usize) -> TextRow {
+    let cell = |(column, field): (&arrow::array::ArrayRef, &arrow::datatypes::FieldRef)| {
+        let text = || match column.as_primitive_opt::<TimestampMicrosecondType>() {
+            Some(times) => times.value(row).to_string(),
+            None => array_value_to_string(column, row).unwrap(),
+        };
+        column.is_valid(row).then(|| (field.name().clone(), text()))
+    };
+    batch.columns().iter().zip(batch.schema().fields()).filter_map(cell).collect()
+}

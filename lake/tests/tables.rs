@@ -1,0 +1,215 @@
+//! What becomes of values, schema changes, and a buffer that fills.
+
+#[path = "support/reading.rs"]
+mod reading;
+mod support;
+
+use dosql_actors::Settings;
+use dosql_proto::{
+    Column, ErrorCode, Operation, Row, RowChange, SchemaChange, Value, WalRecord, WalTable, value::Kind,
+};
+use support::World;
+
+const BASE: &str = "memory://lake/";
+const NOON_MS: u64 = 1_767_268_800_000;
+
+fn table(name: &str, columns: &[(&str, &str)], primary_key: &[u32]) -> WalTable {
+    let column = |(name, declared): &(&str, &str)| Column { name: (*name).into(), declared_type: (*declared).into() };
+    WalTable { name: name.into(), columns: columns.iter().map(column).collect(), primary_key: primary_key.to_vec() }
+}
+
+fn inserts(lsn: u64, table: &WalTable, rows: Vec<Vec<Value>>) -> WalRecord {
+    let change = |(rowid, values): (i64, Vec<Value>)| RowChange {
+        table: 0,
+        operation: Operation::Insert.into(),
+        rowid: lsn.cast_signed() * 1000 + rowid,
+        before: None,
+        after: Some(values.into_iter().collect::<Row>()),
+    };
+    let changes = (1..).zip(rows).map(change).collect();
+    WalRecord { lsn, hlc: NOON_MS << 16, tables: vec![table.clone()], changes, ..WalRecord::default() }
+}
+
+fn world(settings: Settings) -> World {
+    World::new(1, BASE, settings)
+}
+
+#[test]
+fn a_value_that_does_not_fit_is_kept_as_json() {
+    let table = table("t", &[("id", "INTEGER"), ("n", "INTEGER"), ("r", "REAL"), ("b", "BLOB"), ("any", "")], &[0]);
+    let raw = Value { kind: Some(Kind::RawText(vec![0xff, 0x41])) };
+    let rows = vec![
+        vec![1.into(), i64::MAX.into(), 0.5.into(), Value::blob(*b"\x00\x01"), 7.into()],
+        vec![2.into(), "many".into(), 3.into(), "text".into(), raw],
+        vec![3.into(), 1.5.into(), f64::INFINITY.into(), Value::NULL, 1.0.into()],
+    ];
+    let mut world = world(Settings::default());
+    world.append("shard-0", 0, &[inserts(1, &table, rows)]).unwrap();
+    world.flush().unwrap();
+    let mut rows = reading::rows(&world.objects, "t");
+    rows.sort_by_key(|row| row["id"].clone());
+    let misfit = |row: usize| serde_json::from_str::<serde_json::Value>(&rows[row]["_misfit"]).unwrap();
+    assert_eq!(rows[0]["n"], i64::MAX.to_string());
+    assert_eq!(rows[0]["any"], "7");
+    assert!(!rows[0].contains_key("_misfit"));
+    assert!(!rows[1].contains_key("n"), "it reads as NULL");
+    assert_eq!(rows[1]["r"], "3.0");
+    let expected = serde_json::json!({ "id": 2, "n": "many", "r": 3, "b": "text", "any": { "raw_text": "FF41" } });
+    assert_eq!(misfit(1), expected);
+    assert_eq!(rows[2]["any"], "1.0");
+    assert_eq!(misfit(2)["n"], 1.5);
+}
+
+#[test]
+fn new_columns_get_new_field_ids() {
+    let old = table("t", &[("id", "INTEGER")], &[0]);
+    let new = table("t", &[("id", "INTEGER"), ("dt", "TEXT"), ("_shard", "TEXT")], &[0]);
+    let mut world = world(Settings::default());
+    let created =
+        SchemaChange { table: Some(old.clone()), sql: "CREATE TABLE t (id)".into(), ..SchemaChange::default() };
+    let record = WalRecord { lsn: 1, hlc: NOON_MS << 16, schema_changes: vec![created], ..WalRecord::default() };
+    world.append("shard-0", 0, &[record]).unwrap();
+    world.flush().unwrap();
+    let metadata = reading::metadata(&world.objects, "t").expect("the table is made with its source");
+    assert!(metadata.current_snapshot().is_none());
+
+    world.append("shard-0", 1, &[inserts(2, &old, vec![vec![1.into()]])]).unwrap();
+    world.flush().unwrap();
+    world.append("shard-0", 2, &[inserts(3, &new, vec![vec![2.into(), "x".into(), "mine".into()]])]).unwrap();
+    // A shard that has not seen the new columns yet.
+    world.append("shard-1", 0, &[inserts(1, &old, vec![vec![3.into()]])]).unwrap();
+    world.flush().unwrap();
+
+    let metadata = reading::metadata(&world.objects, "t").unwrap();
+    assert_eq!(metadata.schemas_iter().count(), 2);
+    assert_eq!(metadata.current_snapshot().unwrap().schema_id(), Some(metadata.current_schema_id()));
+    let mut rows = reading::rows(&world.objects, "t");
+    rows.sort_by_key(|row| row["id"].clone());
+    assert!(!rows[0].contains_key("user_dt"));
+    assert_eq!((rows[1]["user_dt"].as_str(), rows[1]["user__shard"].as_str()), ("x", "mine"));
+    assert_eq!(rows[2]["_shard"], "shard-1");
+    // Another incarnation goes on from there.
+    world.restart().unwrap();
+    world.append("shard-0", 3, &[inserts(4, &old, vec![vec![1.into()]])]).unwrap();
+    world.flush().unwrap();
+    assert_eq!(reading::rows(&world.objects, "t").len(), 3, "an insert of a key that is there replaces its row");
+}
+
+#[test]
+fn schema_changes_take_their_place_among_the_rows() {
+    let old = table("old", &[("id", "INTEGER")], &[0]);
+    let new = table("new", &[("id", "INTEGER")], &[0]);
+    let mut world = world(Settings::default());
+    world.append("shard-0", 0, &[inserts(1, &old, vec![vec![1.into()], vec![2.into()]])]).unwrap();
+    world.flush().unwrap();
+    // One more row, then the table is renamed, and a new one of its old name gets a row.
+    let row = |table: u32, id: i64| RowChange {
+        table,
+        operation: Operation::Insert.into(),
+        rowid: id,
+        before: None,
+        after: Some([id.into()].into_iter().collect()),
+    };
+    let renamed =
+        SchemaChange { table: Some(new.clone()), dropped: "old".into(), after_changes: 1, ..SchemaChange::default() };
+    let made = SchemaChange { table: Some(old.clone()), after_changes: 4, ..SchemaChange::default() };
+    let record = WalRecord {
+        lsn: 2,
+        hlc: NOON_MS << 16,
+        tables: vec![old, new],
+        changes: vec![row(0, 3), row(1, 1), row(1, 2), row(1, 3), row(0, 9)],
+        schema_changes: vec![renamed, made],
+    };
+    world.append("shard-0", 1, &[record]).unwrap();
+    world.flush().unwrap();
+    let ids = |table: &str| {
+        let mut ids: Vec<_> = reading::rows(&world.objects, table).iter().map(|row| row["id"].clone()).collect();
+        ids.sort();
+        ids
+    };
+    assert_eq!(ids("old"), ["9"]);
+    assert_eq!(ids("new"), ["1", "2", "3"]);
+}
+
+#[test]
+fn records_continue_where_the_last_ended() {
+    let table = table("t", &[("id", "INTEGER")], &[0]);
+    let record = |lsn: u64| inserts(lsn, &table, vec![vec![lsn.cast_signed().into()]]);
+    let mut world = world(Settings::default());
+    world.append("shard-0", 0, &[record(1), record(2)]).unwrap();
+    let error = world.append("shard-0", 3, &[record(4)]).unwrap_err();
+    assert_eq!((error.code(), error.expected_lsn), (ErrorCode::OutOfOrder, 3));
+    // Delivered twice, with one more.
+    let positions = world.append("shard-0", 1, &[record(2), record(3)]).unwrap();
+    assert_eq!((positions[0].buffered_lsn, positions[0].durable_lsn), (3, 0));
+    let positions = world.flush().unwrap();
+    assert_eq!(positions[0].durable_lsn, 3);
+    assert_eq!(reading::rows(&world.objects, "t__changes").len(), 3);
+    let error = world.append("shard-0", 3, &[record(5), record(5)]).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::InvalidRequest);
+}
+
+#[test]
+fn the_alarm_flushes_what_has_waited() {
+    let table = table("t", &[("id", "INTEGER")], &[0]);
+    let mut world = world(Settings { lake_flush_interval_ms: 500, ..Settings::default() });
+    world.append("shard-0", 0, &[inserts(1, &table, vec![vec![1.into()]])]).unwrap();
+    world.pass(400);
+    assert_eq!(world.status().buffer_events, 1);
+    world.pass(100);
+    let status = world.status();
+    assert_eq!((status.buffer_events, status.shards[0].durable_lsn), (0, 1));
+    assert_eq!(status.tables[0].name, "t");
+    assert_eq!(status.tables[0].location, format!("{BASE}warehouse/default/t"));
+}
+
+#[test]
+fn a_full_buffer_refuses_until_it_is_flushed() {
+    let table = table("t", &[("id", "INTEGER"), ("text", "TEXT")], &[0]);
+    let record = |lsn: u64| inserts(lsn, &table, vec![vec![lsn.cast_signed().into(), "x".repeat(20_000).into()]]);
+    let mut world = world(Settings { lake_max_buffer_size: 100_000, ..Settings::default() });
+    world.append("shard-0", 0, &[record(1)]).unwrap();
+    world.objects.down.set(true);
+    let mut lsn = 1;
+    let error = loop {
+        match world.append("shard-0", lsn, &[record(lsn + 1)]) {
+            Ok(_) => lsn += 1,
+            Err(error) => break error,
+        }
+        assert!(lsn < 20, "the buffer does not fill");
+    };
+    assert_eq!(error.code(), ErrorCode::BufferFull);
+    assert!(error.retryable && error.retry_after_ms > 0);
+    assert!(world.status().buffer_bytes < 130_000);
+    world.objects.down.set(false);
+    world.pass(120_000);
+    assert_eq!(world.status().buffer_events, 0);
+    world.append("shard-0", lsn, &[record(lsn + 1)]).unwrap();
+    world.flush().unwrap();
+    assert_eq!(reading::rows(&world.objects, "t").len() as u64, lsn + 1);
+}
+
+#[test]
+fn many_commits_do_not_make_many_manifests() {
+    let table = table("t", &[("id", "INTEGER")], &[0]);
+    let mut world = world(Settings::default());
+    for lsn in 1..=110 {
+        world.append("shard-0", lsn - 1, &[inserts(lsn, &table, vec![vec![lsn.cast_signed().into()]])]).unwrap();
+        world.flush().unwrap();
+    }
+    assert_eq!(reading::rows(&world.objects, "t").len(), 110);
+    assert!(reading::manifests(&world.objects, "t") < 20);
+}
+
+#[test]
+fn a_lake_without_its_index_is_refused() {
+    let table = table("t", &[("id", "INTEGER")], &[0]);
+    let mut first = world(Settings::default());
+    first.append("shard-0", 0, &[inserts(1, &table, vec![vec![1.into()]])]).unwrap();
+    first.flush().unwrap();
+    let mut second = world(Settings::default());
+    second.objects.files.borrow_mut().extend(first.objects.files.take());
+    let error = second.restart().unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Storage);
+    assert!(error.message.contains("warehouse/default/t"), "{error}");
+}

@@ -1,0 +1,331 @@
+//! What a schema change means: rehearsed on the mirror and rolled back there, before any shard hears of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dosql_actors::runtime::AutoShard;
+use dosql_actors::sql_value::sql_error;
+use dosql_proto::{Error, ErrorCode};
+
+use super::table::{self, Placement, Shape, Table};
+use super::{Catalog, Ddl};
+use crate::sql_text::quote;
+use crate::vschema::{TableEntry, VSchema};
+
+/// A schema change that may go ahead.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Change {
+    /// The shards it goes to, by index.
+    pub(crate) shards: Vec<usize>,
+    /// The text they get.
+    pub(crate) sql: String,
+    /// What takes it back from shards that applied it when another refused.
+    pub(crate) undo: Option<String>,
+    /// Every table's placement afterwards, with the sharding column's name.
+    pub(crate) placements: BTreeMap<String, (Placement, Option<String>)>,
+}
+
+/// What a rehearsal found.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Outcome {
+    /// Nothing would change (IF NOT EXISTS, IF EXISTS).
+    Nothing,
+    /// This would.
+    Change(Change),
+}
+
+impl Catalog {
+    /// Rehearses a DDL statement.
+    ///
+    /// # Errors
+    /// What SQLite says; `UNSUPPORTED` naming what cannot be done on several shards.
+    pub(crate) fn rehearse(&mut self, sql: &str, vschema: &VSchema, auto_shard: AutoShard) -> Result<Outcome, Error> {
+        let prepared = self.mirror.prepare(sql)?;
+        let Some(ddl) = prepared.uses.ddl.clone() else { return Ok(Outcome::Nothing) };
+        if let Ddl::Refused(construct) = ddl {
+            return Err(unsupported(format!("{construct} is not supported")));
+        }
+        let sources: Vec<String> =
+            prepared.uses.reads.keys().filter(|name| self.table(name).is_some()).cloned().collect();
+        let version = |catalog: &Self| -> Result<i64, Error> {
+            catalog.mirror.connection.query_row("PRAGMA schema_version", [], |row| row.get(0)).map_err(sql_error)
+        };
+        let before = version(self)?;
+        self.mirror.connection.execute_batch("SAVEPOINT _dosql_rehearsal").map_err(sql_error)?;
+        let rehearsed = self.mirror.connection.execute_batch(sql).map_err(sql_error).and_then(|()| {
+            if version(self)? == before {
+                return Ok(Outcome::Nothing);
+            }
+            self.judge(sql, &ddl, &sources, vschema, auto_shard).map(Outcome::Change)
+        });
+        self.mirror
+            .connection
+            .execute_batch("ROLLBACK TO _dosql_rehearsal; RELEASE _dosql_rehearsal")
+            .map_err(sql_error)?;
+        rehearsed
+    }
+
+    /// Looks at the mirror as the statement left it.
+    fn judge(
+        &mut self,
+        sql: &str,
+        ddl: &Ddl,
+        sources: &[String],
+        vschema: &VSchema,
+        auto_shard: AutoShard,
+    ) -> Result<Change, Error> {
+        let after = table::shapes(&self.mirror.connection).map_err(sql_error)?;
+        if let Some(shape) = after.values().find(|shape| reserved(&shape.name)) {
+            return Err(Error::invalid(format!(
+                "the name {} is reserved: names of tables may not start with _dosql_",
+                shape.name
+            )));
+        }
+        let created: Vec<&String> = after.keys().filter(|name| !self.tables.contains_key(*name)).collect();
+        let dropped: Vec<&String> = self.tables.keys().filter(|name| !after.contains_key(*name)).collect();
+        let mut placements = BTreeMap::new();
+        for (name, shape) in &after {
+            let old = match (self.tables.get(name), ddl, dropped.first()) {
+                (Some(table), ..) => Some(table),
+                // ALTER TABLE ... RENAME TO: one name went, another came.
+                (None, Ddl::OfTable(_), Some(old)) => self.tables.get(*old),
+                _ => None,
+            };
+            let placement = match old {
+                Some(table) => moved(table, shape)?,
+                None => self.place(shape, vschema, auto_shard)?,
+            };
+            let column = match placement {
+                Placement::Sharded(index) => Some(shape.columns[index].name.clone()),
+                _ => None,
+            };
+            placements.insert(name.clone(), (placement, column));
+        }
+        for (name, shape) in &after {
+            self.check_table(name, shape, &placements)?;
+        }
+        let all: Vec<usize> = (0..self.shards.len()).collect();
+        let shards_of = |placement: &Placement| match placement {
+            Placement::Unsharded(shard) => vec![*shard],
+            Placement::Reference | Placement::Sharded(_) => all.clone(),
+        };
+        let mut text = sql.to_owned();
+        let mut undo = None;
+        let shards = match ddl {
+            Ddl::CreateTable => {
+                let Some(name) = created.first() else { return Err(Error::internal("CREATE TABLE made no table")) };
+                let shards = shards_of(&placements[*name].0);
+                self.check_sources(sources, &shards)?;
+                undo = Some(format!("DROP TABLE IF EXISTS {}", quote(&after[*name].name)));
+                shards
+            }
+            Ddl::OfTable(name) | Ddl::CreateTrigger(name) => {
+                let table = self
+                    .table(name)
+                    .ok_or_else(|| Error::new(ErrorCode::UnknownTable, format!("no such table: {name}")))?;
+                if matches!(ddl, Ddl::CreateTrigger(_)) && shards_of(&table.placement).len() > 1 {
+                    return Err(unsupported(format!(
+                        "CREATE TRIGGER on {name} is not supported: its rows are on several shards"
+                    )));
+                }
+                undo = self.undo_for(sql)?;
+                shards_of(&table.placement)
+            }
+            Ddl::CreateView(view) => {
+                undo = Some(format!("DROP VIEW IF EXISTS {}", quote(view)));
+                // A view that refers to something missing is legal; it then lives in the router alone.
+                let reads = self.mirror.prepare(&format!("SELECT * FROM {}", quote(view))).map(|read| read.uses.reads);
+                let mut shards: BTreeSet<usize> =
+                    if reads.is_ok() { all.iter().copied().collect() } else { BTreeSet::new() };
+                for table in reads.unwrap_or_default().keys().filter_map(|name| self.table(name)) {
+                    let here = shards_of(&table.placement);
+                    shards.retain(|shard| here.contains(shard));
+                }
+                shards.into_iter().collect()
+            }
+            Ddl::DropView(view) => {
+                text = format!("DROP VIEW IF EXISTS {}", quote(view));
+                all.clone()
+            }
+            Ddl::Refused(construct) => return Err(unsupported(format!("{construct} is not supported"))),
+        };
+        Ok(Change { shards, sql: text, undo, placements })
+    }
+
+    /// Only what depends on rows can fail on one shard and not on another: a unique index, an added column's constraints.
+    fn undo_for(&self, sql: &str) -> Result<Option<String>, Error> {
+        let names = |connection: &rusqlite::Connection| -> rusqlite::Result<Vec<String>> {
+            connection
+                .prepare("SELECT name FROM sqlite_schema WHERE type = 'index'")?
+                .query_map([], |row| row.get(0))?
+                .collect()
+        };
+        let words = crate::sql_text::leading_words(sql, 1);
+        if words.first().is_some_and(|word| word == "CREATE") {
+            let created = names(&self.mirror.connection).map_err(sql_error)?;
+            return Ok(created.last().map(|name| format!("DROP INDEX IF EXISTS {}", quote(name))));
+        }
+        if words.first().is_some_and(|word| word == "ALTER") {
+            let after = table::shapes(&self.mirror.connection).map_err(sql_error)?;
+            for (name, shape) in &after {
+                if let Some(old) = self.tables.get(name)
+                    && shape.columns.len() == old.shape.columns.len() + 1
+                    && let Some(added) = shape.columns.last()
+                {
+                    return Ok(Some(format!("ALTER TABLE {} DROP COLUMN {}", quote(&shape.name), quote(&added.name))));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// CREATE TABLE ... AS SELECT runs where its sources are.
+    fn check_sources(&self, sources: &[String], shards: &[usize]) -> Result<(), Error> {
+        if self.shards.len() == 1 {
+            return Ok(());
+        }
+        for source in sources {
+            let here = match self.table(source).map(|table| &table.placement) {
+                Some(Placement::Unsharded(shard)) => shards == [*shard],
+                Some(Placement::Reference) => true,
+                _ => false,
+            };
+            if !here {
+                return Err(unsupported(format!(
+                    "CREATE TABLE ... AS SELECT from {source} is not supported: its rows are on other shards; create the table, then use INSERT ... SELECT"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a new table goes.
+    fn place(&self, shape: &Shape, vschema: &VSchema, auto_shard: AutoShard) -> Result<Placement, Error> {
+        match vschema.table(&shape.name) {
+            Some(TableEntry::Sharded { column, .. }) => {
+                let index = shape.column(column).ok_or_else(|| {
+                    Error::new(
+                        ErrorCode::UnknownColumn,
+                        format!("no such column: {column}, by which the VSchema shards table {}", shape.name),
+                    )
+                })?;
+                if shape.columns[index].generated {
+                    return Err(unsupported(format!(
+                        "sharding {} by the generated column {column} is not supported",
+                        shape.name
+                    )));
+                }
+                Ok(Placement::Sharded(index))
+            }
+            Some(TableEntry::Unsharded { shard }) => Ok(Placement::Unsharded(
+                shard
+                    .as_ref()
+                    .and_then(|id| self.shards.iter().position(|name| name == id))
+                    .unwrap_or(self.default_shard),
+            )),
+            Some(TableEntry::Reference {}) => Ok(Placement::Reference),
+            None => {
+                let column = match auto_shard {
+                    AutoShard::Off => None,
+                    AutoShard::PrimaryKey => shape.columns.iter().position(|column| column.key_place == 1),
+                    AutoShard::FirstColumn => Some(0),
+                };
+                // Nobody asked for this table to be sharded, so one whose constraints would not allow it is not.
+                Ok(match column {
+                    Some(index)
+                        if !shape.columns[index].generated
+                            && shape.unenforceable(index).is_none()
+                            && shape.foreign_keys.is_empty() =>
+                    {
+                        Placement::Sharded(index)
+                    }
+                    _ => Placement::Unsharded(self.default_shard),
+                })
+            }
+        }
+    }
+
+    /// Refuses constraints that no shard alone can enforce, and defaults that would differ between copies.
+    fn check_table(
+        &self,
+        name: &str,
+        shape: &Shape,
+        placements: &BTreeMap<String, (Placement, Option<String>)>,
+    ) -> Result<(), Error> {
+        if self.shards.len() == 1 {
+            return Ok(());
+        }
+        let (placement, column) = &placements[name];
+        match placement {
+            Placement::Sharded(index) => {
+                if let Some(constraint) = shape.unenforceable(*index) {
+                    return Err(unsupported(format!(
+                        "{constraint} of table {} cannot be enforced across shards: it does not include the sharding column {}",
+                        shape.name,
+                        column.as_deref().unwrap_or_default()
+                    )));
+                }
+            }
+            Placement::Reference => {
+                let changing = |text: &String| {
+                    let upper = text.to_ascii_uppercase();
+                    upper.contains("CURRENT_") || upper.contains("RANDOM") || upper.contains("'NOW'")
+                };
+                if let Some(bad) = shape.columns.iter().find(|column| column.default.as_ref().is_some_and(changing)) {
+                    return Err(unsupported(format!(
+                        "DEFAULT {} of column {}.{} is not supported: the copies of a reference table would differ",
+                        bad.default.as_deref().unwrap_or_default(),
+                        shape.name,
+                        bad.name
+                    )));
+                }
+            }
+            Placement::Unsharded(_) => {}
+        }
+        for key in &shape.foreign_keys {
+            let parent = placements.get(&key.parent.to_ascii_lowercase());
+            let enforceable = match (placement, parent.map(|(placement, _)| placement)) {
+                (_, Some(Placement::Reference)) => true,
+                (Placement::Unsharded(here), Some(Placement::Unsharded(there))) => here == there,
+                (Placement::Unsharded(_), None) => true,
+                (Placement::Sharded(_), Some(Placement::Sharded(_))) => {
+                    let parent_column = parent.and_then(|(_, column)| column.as_deref()).unwrap_or_default();
+                    key.columns.iter().any(|(child, referred)| {
+                        column.as_deref().is_some_and(|column| column.eq_ignore_ascii_case(child))
+                            && match referred {
+                                Some(name) => name.eq_ignore_ascii_case(parent_column),
+                                None => key.columns.len() == 1,
+                            }
+                    })
+                }
+                _ => false,
+            };
+            if !enforceable {
+                return Err(unsupported(format!(
+                    "the foreign key of table {} to {} cannot be enforced across shards",
+                    shape.name, key.parent
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The placement of a table that was altered or renamed.
+fn moved(table: &Table, shape: &Shape) -> Result<Placement, Error> {
+    let Placement::Sharded(index) = table.placement else { return Ok(table.placement.clone()) };
+    let name = &table.shape.columns[index].name;
+    let same = shape.column(name);
+    // A renamed column keeps its place.
+    let kept = same.or_else(|| (shape.columns.len() == table.shape.columns.len()).then_some(index));
+    kept.map(Placement::Sharded).ok_or_else(|| {
+        unsupported(format!("dropping {name} is not supported: table {} is sharded by it", table.shape.name))
+    })
+}
+
+fn reserved(name: &str) -> bool {
+    name.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("_dosql_"))
+}
+
+pub(crate) fn unsupported(message: impl Into<String>) -> Error {
+    Error::new(ErrorCode::Unsupported, message)
+}

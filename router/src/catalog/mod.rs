@@ -1,0 +1,193 @@
+//! The catalog: the schema of all tables, where their rows are, and the log of schema changes, kept in the router's own
+//! storage so that a change interrupted by a crash is finished by the next incarnation.
+
+mod change;
+mod mirror;
+mod table;
+
+use std::collections::BTreeMap;
+
+use dosql_actors::Context;
+use dosql_actors::sql_value::sql_error;
+use dosql_proto::{Error, ErrorCode};
+use rusqlite::{Connection, OptionalExtension};
+
+pub(crate) use change::{Change, Outcome, unsupported};
+pub(crate) use mirror::{Ddl, Mirror, Prepared};
+pub(crate) use table::{Placement, Table};
+
+const TABLES: &str = "
+CREATE TABLE IF NOT EXISTS _dosql_shards (place INTEGER PRIMARY KEY, name TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS _dosql_objects (place INTEGER PRIMARY KEY, sql TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS _dosql_tables (
+  name TEXT PRIMARY KEY, placement TEXT NOT NULL, shard INTEGER, vindex_column TEXT, vindex TEXT
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS _dosql_ddl (
+  version INTEGER PRIMARY KEY, sql TEXT NOT NULL, request_id TEXT NOT NULL, status TEXT NOT NULL, error TEXT
+);
+";
+
+/// The schema and where everything is.
+pub(crate) struct Catalog {
+    storage: Connection,
+    pub(crate) mirror: Mirror,
+    /// By name in lower case.
+    pub(crate) tables: BTreeMap<String, Table>,
+    /// The shards' names, in the order of their keyspace ranges.
+    pub(crate) shards: Vec<String>,
+    /// Where unsharded tables live by default.
+    pub(crate) default_shard: usize,
+}
+
+impl Catalog {
+    /// Reads the catalog from storage.
+    ///
+    /// # Errors
+    /// `STORAGE`; `UNSUPPORTED` where the shards are not those its tables were created on.
+    pub(crate) fn open(context: &Context, shards: Vec<String>, default_shard: usize) -> Result<Self, Error> {
+        let storage = context.open_storage()?;
+        storage.execute_batch(TABLES).map_err(sql_error)?;
+        let known = strings(&storage, "SELECT name FROM _dosql_shards ORDER BY place").map_err(sql_error)?;
+        let objects = strings(&storage, "SELECT sql FROM _dosql_objects ORDER BY place").map_err(sql_error)?;
+        if known != shards {
+            if !objects.is_empty() {
+                let message = format!(
+                    "the tables were created on {} shards ({}), and moving them to {} ({}) is not supported",
+                    known.len(),
+                    known.join(", "),
+                    shards.len(),
+                    shards.join(", ")
+                );
+                return Err(Error::new(ErrorCode::Unsupported, message));
+            }
+            let replace = || -> rusqlite::Result<()> {
+                let transaction = storage.unchecked_transaction()?;
+                transaction.execute("DELETE FROM _dosql_shards", [])?;
+                for (place, name) in shards.iter().enumerate() {
+                    transaction.execute("INSERT INTO _dosql_shards VALUES (?1, ?2)", (place as i64, name))?;
+                }
+                transaction.commit()
+            };
+            replace().map_err(sql_error)?;
+        }
+        let mirror = Mirror::new(context.open_scratch()?, &objects)?;
+        let mut catalog = Self { storage, mirror, tables: BTreeMap::new(), shards, default_shard };
+        catalog.tables = catalog.read_tables().map_err(sql_error)?;
+        Ok(catalog)
+    }
+
+    fn read_tables(&self) -> rusqlite::Result<BTreeMap<String, Table>> {
+        let mut tables = BTreeMap::new();
+        for (key, shape) in table::shapes(&self.mirror.connection)? {
+            let placement = self.storage.query_row(
+                "SELECT placement, shard, vindex_column FROM _dosql_tables WHERE name = ?1",
+                [&key],
+                |row| {
+                    Ok(match row.get::<_, String>(0)?.as_str() {
+                        "reference" => Placement::Reference,
+                        "sharded" => {
+                            let column: String = row.get(2)?;
+                            Placement::Sharded(shape.column(&column).ok_or(rusqlite::Error::InvalidColumnName(column))?)
+                        }
+                        _ => Placement::Unsharded(row.get::<_, u32>(1)? as usize),
+                    })
+                },
+            )?;
+            tables.insert(key, Table { shape, placement });
+        }
+        Ok(tables)
+    }
+
+    /// A table by its name, whose case does not matter.
+    pub(crate) fn table(&self, name: &str) -> Option<&Table> {
+        match self.tables.get(name) {
+            Some(table) => Some(table),
+            None => self.tables.get(&name.to_ascii_lowercase()),
+        }
+    }
+
+    /// The views' CREATE statements.
+    pub(crate) fn views(&self) -> Result<Vec<String>, Error> {
+        strings(&self.mirror.connection, "SELECT sql FROM sqlite_schema WHERE type = 'view' ORDER BY rowid")
+            .map_err(sql_error)
+    }
+
+    /// Notes that a schema change is about to go to the shards; returns its version.
+    pub(crate) fn begin_change(&self, sql: &str, request_id: &str) -> Result<i64, Error> {
+        self.storage
+            .execute("INSERT INTO _dosql_ddl (sql, request_id, status) VALUES (?1, ?2, 'pending')", (sql, request_id))
+            .map_err(sql_error)?;
+        Ok(self.storage.last_insert_rowid())
+    }
+
+    /// The schema change that is not finished, if one is: its version and text.
+    pub(crate) fn pending_change(&self) -> Result<Option<(i64, String)>, Error> {
+        self.storage
+            .query_row(
+                "SELECT version, sql FROM _dosql_ddl WHERE status = 'pending' ORDER BY version LIMIT 1",
+                [],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )
+            .optional()
+            .map_err(sql_error)
+    }
+
+    /// Whether the schema change of this request was applied before.
+    pub(crate) fn was_applied(&self, request_id: &str) -> Result<bool, Error> {
+        self.storage
+            .query_row(
+                "SELECT EXISTS (SELECT 1 FROM _dosql_ddl WHERE request_id = ?1 AND status = 'applied')",
+                [request_id],
+                |row| row.get(0),
+            )
+            .map_err(sql_error)
+    }
+
+    /// Notes that the shards refused a schema change.
+    pub(crate) fn fail_change(&self, version: i64, error: &Error) -> Result<(), Error> {
+        self.storage
+            .execute(
+                "UPDATE _dosql_ddl SET status = 'failed', error = ?2 WHERE version = ?1",
+                (version, error.to_string()),
+            )
+            .map_err(sql_error)?;
+        Ok(())
+    }
+
+    /// Takes over a schema change that every shard has applied.
+    pub(crate) fn finish_change(&mut self, version: i64, sql: &str, change: &Change) -> Result<(), Error> {
+        self.mirror.connection.execute_batch(sql).map_err(sql_error)?;
+        self.save(version, &change.placements).map_err(sql_error)?;
+        self.tables = self.read_tables().map_err(sql_error)?;
+        Ok(())
+    }
+
+    fn save(&self, version: i64, placements: &BTreeMap<String, (Placement, Option<String>)>) -> rusqlite::Result<()> {
+        let objects = strings(
+            &self.mirror.connection,
+            "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
+             ORDER BY CASE type WHEN 'table' THEN 0 WHEN 'index' THEN 1 WHEN 'view' THEN 2 ELSE 3 END, rowid",
+        )?;
+        let transaction = self.storage.unchecked_transaction()?;
+        transaction.execute_batch("DELETE FROM _dosql_objects; DELETE FROM _dosql_tables")?;
+        for sql in objects {
+            transaction.prepare_cached("INSERT INTO _dosql_objects (sql) VALUES (?1)")?.execute([sql])?;
+        }
+        for (name, (placement, column)) in placements {
+            let (kind, shard, vindex) = match placement {
+                Placement::Unsharded(shard) => ("unsharded", Some(*shard as i64), None),
+                Placement::Reference => ("reference", None, None),
+                Placement::Sharded(_) => ("sharded", None, Some("hash")),
+            };
+            transaction
+                .prepare_cached("INSERT INTO _dosql_tables VALUES (?1, ?2, ?3, ?4, ?5)")?
+                .execute((name, kind, shard, column, vindex))?;
+        }
+        transaction.execute("UPDATE _dosql_ddl SET status = 'applied' WHERE version = ?1", [version])?;
+        transaction.commit()
+    }
+}
+
+fn strings(connection: &Connection, sql: &str) -> rusqlite::Result<Vec<String>> {
+    connection.prepare(sql)?.query_map([], |row| row.get(0))?.collect()
+}

@@ -1,0 +1,169 @@
+//! Tables as the router knows them, read from the mirror.
+
+use std::collections::BTreeMap;
+
+use rusqlite::Connection;
+
+use crate::affinity::{Affinity, Collation};
+use crate::sql_text::quote;
+
+/// Where a table's rows are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Placement {
+    /// All on one shard, by its index.
+    Unsharded(usize),
+    /// All on every shard.
+    Reference,
+    /// Each on the shard that the hash of this column (by its index) says.
+    Sharded(usize),
+}
+
+/// A column.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ColumnInfo {
+    pub(crate) name: String,
+    pub(crate) declared_type: String,
+    pub(crate) affinity: Affinity,
+    pub(crate) collation: Collation,
+    /// Computed from others; never inserted.
+    pub(crate) generated: bool,
+    /// Its place in the PRIMARY KEY, from 1; 0: not part of it.
+    pub(crate) key_place: usize,
+    /// The text of its DEFAULT.
+    pub(crate) default: Option<String>,
+}
+
+/// A table's shape, without where it is.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Shape {
+    pub(crate) name: String,
+    pub(crate) columns: Vec<ColumnInfo>,
+    /// The column that is the rowid (INTEGER PRIMARY KEY).
+    pub(crate) rowid_alias: Option<usize>,
+    /// The columns of each UNIQUE and PRIMARY KEY constraint or index; `None` stands for an expression.
+    pub(crate) unique: Vec<Vec<Option<usize>>>,
+    /// Tables its foreign keys refer to, with the (child, parent) columns; a parent without name means its primary key.
+    pub(crate) foreign_keys: Vec<ForeignKey>,
+}
+
+/// A foreign key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ForeignKey {
+    pub(crate) parent: String,
+    /// Child column, and the parent's where it is named.
+    pub(crate) columns: Vec<(String, Option<String>)>,
+}
+
+/// A table.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Table {
+    pub(crate) shape: Shape,
+    pub(crate) placement: Placement,
+}
+
+impl Shape {
+    /// A column's index; names compare without case.
+    pub(crate) fn column(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|column| column.name.eq_ignore_ascii_case(name))
+    }
+
+    /// The first constraint that rows on other shards could break if the table were sharded by `column`.
+    pub(crate) fn unenforceable(&self, column: usize) -> Option<String> {
+        if let Some(alias) = self.rowid_alias.filter(|alias| *alias != column) {
+            return Some(format!("{} INTEGER PRIMARY KEY", self.columns[alias].name));
+        }
+        let broken = self.unique.iter().find(|columns| !columns.contains(&Some(column)))?;
+        let names: Vec<_> = broken
+            .iter()
+            .map(|column| column.map_or("(expression)", |index| self.columns[index].name.as_str()))
+            .collect();
+        Some(format!("UNIQUE ({})", names.join(", ")))
+    }
+}
+
+/// The shapes of all tables of a database, by name in lower case.
+pub(crate) fn shapes(connection: &Connection) -> rusqlite::Result<BTreeMap<String, Shape>> {
+    let names: Vec<(String, bool)> = connection
+        .prepare("SELECT name, strict FROM pragma_table_list WHERE schema = 'main' AND type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    names.into_iter().map(|(name, strict)| Ok((name.to_ascii_lowercase(), shape(connection, name, strict)?))).collect()
+}
+
+fn shape(connection: &Connection, name: String, strict: bool) -> rusqlite::Result<Shape> {
+    let mut columns: Vec<ColumnInfo> = connection
+        .prepare("SELECT name, type, dflt_value, pk, hidden FROM pragma_table_xinfo(?1) ORDER BY cid")?
+        .query_map([&name], |row| {
+            let declared_type: String = row.get(1)?;
+            Ok(ColumnInfo {
+                name: row.get(0)?,
+                affinity: Affinity::of(&declared_type, strict),
+                declared_type,
+                collation: Collation::Binary,
+                default: row.get(2)?,
+                key_place: row.get::<_, u32>(3)? as usize,
+                generated: row.get::<_, i64>(4)? > 1,
+            })
+        })?
+        .collect::<Result<_, _>>()?;
+    collations(connection, &name, &mut columns)?;
+
+    let indexes: Vec<(String, bool, String)> = connection
+        .prepare("SELECT name, \"unique\", origin FROM pragma_index_list(?1)")?
+        .query_map([&name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .collect::<Result<_, _>>()?;
+    let unique = indexes
+        .iter()
+        .filter(|(_, unique, _)| *unique)
+        .map(|(index, ..)| {
+            connection
+                .prepare("SELECT cid FROM pragma_index_info(?1) ORDER BY seqno")?
+                .query_map([index], |row| Ok(usize::try_from(row.get::<_, i64>(0)?).ok()))?
+                .collect::<Result<_, _>>()
+        })
+        .collect::<rusqlite::Result<_>>()?;
+    let mut keys = columns.iter().enumerate().filter(|(_, column)| column.key_place > 0);
+    let rowid_alias = match (keys.next(), keys.next()) {
+        (Some((index, column)), None)
+            if column.declared_type.eq_ignore_ascii_case("INTEGER")
+                && !indexes.iter().any(|(_, _, origin)| origin == "pk") =>
+        {
+            Some(index)
+        }
+        _ => None,
+    };
+    let mut foreign_keys: BTreeMap<i64, ForeignKey> = BTreeMap::new();
+    let mut statement = connection
+        .prepare("SELECT id, \"table\", \"from\", \"to\" FROM pragma_foreign_key_list(?1) ORDER BY id, seq")?;
+    let mut rows = statement.query([&name])?;
+    while let Some(row) = rows.next()? {
+        foreign_keys
+            .entry(row.get(0)?)
+            .or_insert(ForeignKey { parent: row.get(1)?, columns: Vec::new() })
+            .columns
+            .push((row.get(2)?, row.get(3)?));
+    }
+    Ok(Shape { name, columns, rowid_alias, unique, foreign_keys: foreign_keys.into_values().collect() })
+}
+
+/// No pragma tells a column's collation, but an index takes it over.
+fn collations(connection: &Connection, table: &str, columns: &mut [ColumnInfo]) -> rusqlite::Result<()> {
+    let list: Vec<_> = columns.iter().map(|column| quote(&column.name)).collect();
+    connection.execute_batch(&format!(
+        "SAVEPOINT _dosql_collations; CREATE INDEX _dosql_collations ON {} ({})",
+        quote(table),
+        list.join(", ")
+    ))?;
+    let read = || -> rusqlite::Result<Vec<String>> {
+        connection
+            .prepare("SELECT coll FROM pragma_index_xinfo('_dosql_collations') WHERE key ORDER BY seqno")?
+            .query_map([], |row| row.get(0))?
+            .collect()
+    };
+    let names = read();
+    connection.execute_batch("ROLLBACK TO _dosql_collations; RELEASE _dosql_collations")?;
+    for (column, name) in columns.iter_mut().zip(names?) {
+        column.collation = Collation::of(&name);
+    }
+    Ok(())
+}

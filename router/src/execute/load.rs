@@ -1,0 +1,102 @@
+//! Bulk loading: rows are split by their key and moved, not copied, to the shards' messages.
+
+use dosql_actors::Call;
+use dosql_proto::{Error, ErrorCode, LoadRequest, LoadResponse, Row, ShardLoad, Value, shard_request::Request};
+
+use super::{Shared, shards, write};
+use crate::catalog::{Placement, unsupported};
+use crate::plan::{KeySource, Keys, column_default};
+
+impl Shared {
+    /// Loads rows. Each shard's are one transaction, remembered under the request's id. A shard that fails is not asked again
+    /// here, since its rows went with the message: the client sends the same request again, and what was loaded is skipped.
+    pub(super) async fn load(&self, request: LoadRequest, call: &Call) -> Result<LoadResponse, Error> {
+        let LoadRequest { table, mut columns, rows, request_id } = request;
+        let call = self.limited(call, 0);
+        let request_id = self.request_id(request_id);
+        let loaded = rows.len() as u64;
+        let (name, split, reference) = {
+            let catalog = self.catalog.borrow();
+            let known = catalog
+                .table(&table)
+                .ok_or_else(|| Error::new(ErrorCode::UnknownTable, format!("no such table: {table}")))?;
+            let shape = &known.shape;
+            if columns.is_empty() {
+                columns =
+                    shape.columns.iter().filter(|column| !column.generated).map(|column| column.name.clone()).collect();
+            }
+            for column in &columns {
+                if shape.column(column).is_none() {
+                    let message = format!("table {} has no column named {column}", shape.name);
+                    return Err(Error::new(ErrorCode::UnknownColumn, message));
+                }
+            }
+            if let Some(place) = rows.iter().position(|row| row.values.len() != columns.len()) {
+                let message =
+                    format!("row {} has {} values for {} columns", place + 1, rows[place].values.len(), columns.len());
+                return Err(Error::invalid(message));
+            }
+            let count = catalog.shards.len();
+            let mut split: Vec<(usize, Vec<Row>)> = (0..count).map(|shard| (shard, Vec::new())).collect();
+            let mut reference = false;
+            match known.placement {
+                Placement::Unsharded(shard) => split[shard].1 = rows,
+                Placement::Reference => {
+                    reference = true;
+                    for (_, copy) in &mut split {
+                        copy.clone_from(&rows);
+                    }
+                }
+                Placement::Sharded(index) => {
+                    let info = &shape.columns[index];
+                    let keys = Keys {
+                        table: shape.name.clone(),
+                        column: info.name.clone(),
+                        affinity: info.affinity,
+                        collation: info.collation,
+                        values: Vec::new(),
+                    };
+                    let place = columns.iter().position(|column| column.eq_ignore_ascii_case(&info.name));
+                    let default = match place {
+                        Some(_) => Value::NULL,
+                        None => match column_default(known, index)? {
+                            KeySource::Literal(value) => value,
+                            _ => Value::NULL,
+                        },
+                    };
+                    let generated = shape.rowid_alias == Some(index) && count > 1;
+                    for row in rows {
+                        let key = place.map_or(&default, |place| &row.values[place]);
+                        if generated && key.is_null() {
+                            return Err(unsupported(format!(
+                                "generating {}.{} is not supported: the table is sharded by it, so every row must give its value",
+                                keys.table, keys.column
+                            )));
+                        }
+                        split[self.shard_for(key, &keys, count)?].1.push(row);
+                    }
+                }
+            }
+            (shape.name.clone(), split, reference)
+        };
+        let _in_order = match reference {
+            true => Some(self.copying.lock().await),
+            false => None,
+        };
+        let parts: Vec<_> = split.into_iter().filter(|(_, rows)| !rows.is_empty()).collect();
+        let count = parts.len();
+        let outcomes = self
+            .on_each(parts, |(shard, rows)| {
+                let request_id = self.part_id(&request_id, shard);
+                let load = ShardLoad { table: name.clone(), columns: columns.clone(), rows, request_id };
+                let call = &call;
+                async move { shards::executed(self.ask_once(shard, Request::Load(load), call).await?) }
+            })
+            .await;
+        let applied = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+        for outcome in outcomes {
+            outcome.map_err(|error| write::partial(error, applied, count))?;
+        }
+        Ok(LoadResponse { request_id, rows_loaded: loaded })
+    }
+}

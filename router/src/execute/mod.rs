@@ -1,0 +1,290 @@
+//! Running plans: everything a request needs beside its own state, and the requests themselves.
+
+mod cursor;
+mod ddl;
+mod gather;
+mod load;
+mod read;
+mod shards;
+mod write;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use dosql_actors::{Call, Context};
+use dosql_proto::{
+    BatchRequest, BatchResponse, Closed, Error, ErrorCode, ExecuteRequest, ExecuteResponse, ExplainRequest,
+    ExplainResponse, FetchRequest, QueryRequest, RouterReply, RouterRequest, Row, RowBatch, Statement, StatementResult,
+    Value, router_reply::Reply, router_request::Request,
+};
+use futures_util::lock::Mutex;
+
+use crate::affinity::Converter;
+use crate::catalog::Catalog;
+use crate::plan::{Explained, KeySource, Keys, Plan, PlanCache, Step, Target, explain};
+use crate::vindex::{HashVindex, shard_of};
+use crate::vschema::VSchema;
+use cursor::Cursors;
+
+/// The size a batch is cut at unless the request says otherwise, in bytes.
+const DEFAULT_BATCH_BYTES: u32 = 256 << 10;
+/// The largest batch, and the most that Execute returns, in bytes.
+const MAX_BATCH_BYTES: u32 = 4 << 20;
+
+/// The router's state, shared by all requests in flight.
+pub(crate) struct Shared {
+    pub(crate) context: Context,
+    pub(crate) catalog: RefCell<Catalog>,
+    plans: RefCell<PlanCache>,
+    vschema: VSchema,
+    vindex: HashVindex,
+    converter: Converter,
+    pub(crate) cursors: RefCell<Cursors>,
+    /// Which shard reads a reference table next.
+    rotation: Cell<usize>,
+    /// Held while a schema change runs.
+    changing: Mutex<()>,
+    /// Held while a reference table is written, so that its copies see writes in one order.
+    copying: Mutex<()>,
+    max_parallel: usize,
+    shard_timeout_ms: u64,
+}
+
+impl Shared {
+    /// Opens the catalog and finishes what the last incarnation left.
+    ///
+    /// # Errors
+    /// What is wrong with the VSchema; `STORAGE`; a shard's error while an interrupted schema change is finished.
+    pub(crate) async fn start(context: Context) -> Result<Rc<Self>, Error> {
+        let settings = context.settings();
+        let vschema = VSchema::parse(&settings.vschema)?;
+        let shards = vschema.shard_names(settings.shard_names().collect())?;
+        let default_shard =
+            vschema.default_shard.as_ref().and_then(|id| shards.iter().position(|name| name == id)).unwrap_or_default();
+        let limits = &vschema.settings;
+        let max_parallel = limits.max_parallel_shards.unwrap_or(settings.max_parallel_shards) as usize;
+        let shard_timeout_ms = limits.shard_timeout_ms.unwrap_or(settings.shard_timeout_ms);
+        let shared = Rc::new(Self {
+            catalog: RefCell::new(Catalog::open(&context, shards, default_shard)?),
+            plans: RefCell::default(),
+            vschema,
+            vindex: HashVindex::default(),
+            converter: Converter::new(context.open_scratch()?)?,
+            cursors: RefCell::default(),
+            rotation: Cell::new(0),
+            changing: Mutex::new(()),
+            copying: Mutex::new(()),
+            max_parallel,
+            shard_timeout_ms,
+            context,
+        });
+        let call = shared.limited(&Call::system(), 0);
+        shared.finish_pending(&call).await?;
+        Ok(shared)
+    }
+
+    /// Answers one request.
+    ///
+    /// # Errors
+    /// Typed, for the client.
+    pub(crate) async fn answer(self: Rc<Self>, request: RouterRequest, call: Call) -> Result<RouterReply, Error> {
+        let request = request.request.ok_or_else(|| Error::invalid("RouterRequest without a request"))?;
+        let reply = match request {
+            Request::Execute(request) => Reply::Execute(self.execute(request, &call).await?),
+            Request::Query(request) => Reply::Rows(self.query(request, &call).await?),
+            Request::Fetch(FetchRequest { cursor }) => Reply::Rows(self.fetch(cursor, &call).await?),
+            Request::Close(request) => {
+                self.close(request.cursor);
+                Reply::Closed(Closed {})
+            }
+            Request::Batch(request) => Reply::Batch(self.batch(request, &call).await?),
+            Request::Explain(request) => Reply::Explain(self.explain(request)?),
+            Request::Load(request) => Reply::Load(self.load(request, &call).await?),
+        };
+        Ok(RouterReply { reply: Some(reply) })
+    }
+
+    async fn execute(&self, request: ExecuteRequest, call: &Call) -> Result<ExecuteResponse, Error> {
+        let statement = required(request.statement)?;
+        let call = self.limited(call, request.timeout_ms);
+        let plan = self.plan(&statement.sql)?;
+        check_count(&plan, &statement.params)?;
+        if plan.read().is_none() && !matches!(plan.step, Step::Catalog { .. } | Step::Explain { .. }) {
+            return self.write(&plan, statement, request.request_id, &call).await;
+        }
+        let mut batch = self.rows(&plan, statement, MAX_BATCH_BYTES, &call).await?;
+        if batch.cursor != 0 {
+            self.close(batch.cursor);
+            let message = format!("the result has more than {MAX_BATCH_BYTES} bytes; use Query, which streams it");
+            return Err(Error::new(ErrorCode::TooLarge, message));
+        }
+        let result = StatementResult {
+            columns: std::mem::take(&mut batch.columns),
+            rows: batch.rows,
+            ..StatementResult::default()
+        };
+        Ok(ExecuteResponse { result: Some(result), bookmark: batch.bookmark })
+    }
+
+    async fn query(&self, request: QueryRequest, call: &Call) -> Result<RowBatch, Error> {
+        let statement = required(request.statement)?;
+        let call = self.limited(call, request.timeout_ms);
+        let plan = self.plan(&statement.sql)?;
+        check_count(&plan, &statement.params)?;
+        if plan.read().is_none() && !matches!(plan.step, Step::Catalog { .. } | Step::Explain { .. }) {
+            let done = self.write(&plan, statement, String::new(), &call).await?;
+            let result = done.result.unwrap_or_default();
+            return Ok(RowBatch {
+                columns: result.columns,
+                rows: result.rows,
+                cursor: 0,
+                bookmark: done.bookmark,
+                rows_affected: result.rows_affected,
+            });
+        }
+        let bytes = match request.max_batch_bytes {
+            0 => DEFAULT_BATCH_BYTES,
+            bytes => bytes.min(MAX_BATCH_BYTES),
+        };
+        self.rows(&plan, statement, bytes, &call).await
+    }
+
+    /// The first rows of a statement that reads.
+    async fn rows(&self, plan: &Plan, statement: Statement, max_bytes: u32, call: &Call) -> Result<RowBatch, Error> {
+        match &plan.step {
+            Step::Catalog { sql } => self.read_catalog(plan, sql, &statement.params),
+            Step::Explain { sql } => {
+                let explained = self.explained(sql, &statement.params)?;
+                let rows = explained.plan.lines().map(|line| Row { values: vec![line.into()] }).collect();
+                Ok(RowBatch { columns: plan.columns.clone(), rows, ..RowBatch::default() })
+            }
+            _ => {
+                let read = plan.read().ok_or_else(|| Error::internal("the plan does not read"))?;
+                let (rows, cursor) = self.open(read, &statement.params, plan.columns.len(), max_bytes, call).await?;
+                let cursor = match cursor {
+                    Some(cursor) => self.keep(cursor)?,
+                    None => 0,
+                };
+                Ok(RowBatch { columns: plan.columns.clone(), rows, cursor, ..RowBatch::default() })
+            }
+        }
+    }
+
+    fn explain(&self, request: ExplainRequest) -> Result<ExplainResponse, Error> {
+        let statement = required(request.statement)?;
+        let explained = self.explained(&statement.sql, &statement.params)?;
+        let catalog = self.catalog.borrow();
+        Ok(ExplainResponse {
+            plan: explained.plan,
+            route: explained.route.to_owned(),
+            shards: explained.targets.iter().map(|shard| catalog.shards[*shard].clone()).collect(),
+        })
+    }
+
+    fn explained(&self, sql: &str, params: &[Value]) -> Result<Explained, Error> {
+        let plan = self.plan(sql)?;
+        let given = params.len() == plan.parameter_count;
+        if !given && !params.is_empty() {
+            check_count(&plan, params)?;
+        }
+        let resolve = |target: &Target| match target {
+            Target::Any => Some(vec![self.rotation.get() % self.catalog.borrow().shards.len()]),
+            target if target.needs_parameters() && !given => None,
+            target => self.resolve(target, params).ok(),
+        };
+        Ok(explain(&plan, &resolve, &|shard| self.catalog.borrow().shards[shard].clone()))
+    }
+
+    async fn batch(&self, request: BatchRequest, call: &Call) -> Result<BatchResponse, Error> {
+        let call = self.limited(call, request.timeout_ms);
+        self.write_batch(request.statements, request.request_id, &call).await
+    }
+
+    /// The plan of a statement, from the cache where it is there.
+    fn plan(&self, sql: &str) -> Result<Rc<Plan>, Error> {
+        let caching = self.vschema.settings.enable_caching.unwrap_or(true);
+        if caching && let Some(plan) = self.plans.borrow_mut().get(sql) {
+            return Ok(plan);
+        }
+        let plan = Rc::new(Plan::new(sql, &mut self.catalog.borrow_mut())?);
+        if caching {
+            self.plans.borrow_mut().insert(sql, &plan);
+        }
+        Ok(plan)
+    }
+
+    /// The shards a target means, each once.
+    fn resolve(&self, target: &Target, params: &[Value]) -> Result<Vec<usize>, Error> {
+        let count = self.catalog.borrow().shards.len();
+        Ok(match target {
+            Target::Shard(shard) => vec![*shard],
+            Target::All => (0..count).collect(),
+            Target::Any => {
+                let next = self.rotation.get();
+                self.rotation.set(next.wrapping_add(1));
+                vec![next % count]
+            }
+            Target::Keys(keys) => {
+                let mut shards = Vec::new();
+                for key in &keys.values {
+                    let value = self.key_value(key, params)?;
+                    shards.push(self.shard_for(&value, keys, count)?);
+                }
+                shards.sort_unstable();
+                shards.dedup();
+                shards
+            }
+        })
+    }
+
+    /// A key's value, before its column's affinity is applied.
+    fn key_value(&self, key: &KeySource, params: &[Value]) -> Result<Value, Error> {
+        match key {
+            KeySource::Literal(value) => Ok(value.clone()),
+            KeySource::Param(index) => Ok(params.get(*index).cloned().unwrap_or_default()),
+            KeySource::Expression(text) => self.converter.evaluate(text, params),
+        }
+    }
+
+    /// The shard a key is on.
+    fn shard_for(&self, value: &Value, keys: &Keys, shards: usize) -> Result<usize, Error> {
+        let stored = self.converter.store(value, keys.affinity)?;
+        Ok(shard_of(self.vindex.keyspace_id(&stored, keys.collation), shards))
+    }
+
+    /// The call with the statement's time limit, in milliseconds; 0: the default.
+    fn limited(&self, call: &Call, timeout_ms: u64) -> Call {
+        let timeout = if timeout_ms == 0 { self.context.settings().query_timeout_ms } else { timeout_ms };
+        call.within(self.context.now_ms(), timeout)
+    }
+
+    /// The request's id, or a new one.
+    fn request_id(&self, given: String) -> String {
+        if given.is_empty() {
+            format!("{:016x}{:016x}", self.context.random_u64(), self.context.random_u64())
+        } else {
+            given
+        }
+    }
+}
+
+fn required(statement: Option<Statement>) -> Result<Statement, Error> {
+    statement.ok_or_else(|| Error::invalid("the request has no statement"))
+}
+
+/// The one shard of a statement of a batch.
+fn required_shard(shards: &[usize]) -> Result<usize, Error> {
+    match shards {
+        [shard] => Ok(*shard),
+        _ => Err(write::across()),
+    }
+}
+
+fn check_count(plan: &Plan, params: &[Value]) -> Result<(), Error> {
+    if params.len() == plan.parameter_count {
+        return Ok(());
+    }
+    let plural = if plan.parameter_count == 1 { "parameter" } else { "parameters" };
+    let message = format!("the statement has {} {plural}, but {} were given", plan.parameter_count, params.len());
+    Err(Error::new(ErrorCode::ParameterCount, message))
+}

@@ -1,0 +1,98 @@
+//! Opening results.
+
+use dosql_actors::Call;
+use dosql_actors::sql_value::{self, sql_error};
+use dosql_proto::{Error, ErrorCode, Row, RowBatch, Statement, Value};
+
+use super::Shared;
+use super::cursor::Cursor;
+use crate::plan::{Plan, Read};
+use crate::sql_text;
+
+impl Shared {
+    /// The first rows of a read, and a cursor where there are more.
+    pub(super) async fn open(
+        &self,
+        read: &Read,
+        params: &[Value],
+        width: usize,
+        max_bytes: u32,
+        call: &Call,
+    ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
+        let (shards, sql) = match read {
+            Read::Pinned { pins, sql, otherwise } => {
+                let mut shards = Vec::new();
+                for pin in pins {
+                    shards.extend(self.resolve(pin, params)?);
+                }
+                shards.sort_unstable();
+                shards.dedup();
+                match otherwise {
+                    Some(gather) if shards.len() != 1 => {
+                        return self.gather(gather, params, width, max_bytes, call).await;
+                    }
+                    _ => (shards, sql),
+                }
+            }
+            Read::Concatenate { target, sql } => (self.resolve(target, params)?, sql),
+            Read::Gather(gather) => return self.gather(gather, params, width, max_bytes, call).await,
+        };
+        let statement = Statement { sql: sql.clone(), params: params.to_vec() };
+        let mut cursor = Cursor::Shards { statement, max_bytes, open: None, todo: shards.into() };
+        let (rows, done) = self.advance(&mut cursor, call).await?;
+        Ok((rows, (!done).then_some(cursor)))
+    }
+
+    /// All rows of a read, up to `limit` bytes; for INSERT ... SELECT.
+    pub(super) async fn read_all(
+        &self,
+        read: &Read,
+        params: &[Value],
+        width: usize,
+        limit: usize,
+        call: &Call,
+    ) -> Result<Vec<Row>, Error> {
+        // The SELECT's text has the parameters' numbers in the whole statement.
+        let (compact, used);
+        let (read, params) = match read {
+            Read::Pinned { pins, sql, otherwise: None } if pins.iter().all(|pin| !pin.needs_parameters()) => {
+                let (text, values) = sql_text::compact_parameters(sql, params);
+                compact = Read::Pinned { pins: pins.clone(), sql: text, otherwise: None };
+                used = values;
+                (&compact, used.as_slice())
+            }
+            Read::Concatenate { target, sql } if !target.needs_parameters() => {
+                let (text, values) = sql_text::compact_parameters(sql, params);
+                compact = Read::Concatenate { target: target.clone(), sql: text };
+                used = values;
+                (&compact, used.as_slice())
+            }
+            other => (other, params),
+        };
+        let (mut rows, mut cursor) = self.open(read, params, width, super::MAX_BATCH_BYTES, call).await?;
+        let size = |rows: &[Row]| rows.iter().map(prost::Message::encoded_len).sum::<usize>();
+        let mut bytes = size(&rows);
+        while let Some(open) = &mut cursor {
+            if bytes > limit {
+                let message =
+                    format!("INSERT ... SELECT of more than {limit} bytes of rows; insert them in parts, or Load them");
+                return Err(Error::new(ErrorCode::TooLarge, message));
+            }
+            let (more, done) = self.advance(open, call).await?;
+            bytes += size(&more);
+            rows.extend(more);
+            if done {
+                cursor = None;
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Runs a statement on the router's copy of the schema.
+    pub(super) fn read_catalog(&self, plan: &Plan, sql: &str, params: &[Value]) -> Result<RowBatch, Error> {
+        let catalog = self.catalog.borrow();
+        let mut statement = catalog.mirror.connection.prepare(sql).map_err(sql_error)?;
+        let collected = sql_value::run(&mut statement, params, super::MAX_BATCH_BYTES as usize)?;
+        Ok(RowBatch { columns: plan.columns.clone(), rows: collected.rows, ..RowBatch::default() })
+    }
+}

@@ -1,0 +1,101 @@
+//! Asking shards: time limits, retries, and several at a time.
+
+use std::time::Duration;
+
+use dosql_actors::Call;
+use dosql_proto::{
+    Error, ErrorCode, Position, RowBatch, ShardExecute, ShardExecuted, ShardProtocol, ShardRequest, Statement,
+    shard_reply::Reply, shard_request::Request,
+};
+use futures_util::stream::{self, StreamExt};
+
+use super::Shared;
+
+/// First pause before a retry, in milliseconds; doubles up to [`LONGEST_PAUSE_MS`].
+const SHORTEST_PAUSE_MS: u64 = 10;
+const LONGEST_PAUSE_MS: u64 = 2_000;
+
+impl Shared {
+    /// Asks a shard once.
+    pub(super) async fn ask_once(&self, shard: usize, request: Request, call: &Call) -> Result<Reply, Error> {
+        let name = self.catalog.borrow().shards[shard].clone();
+        let call = call.within(self.context.now_ms(), self.shard_timeout_ms);
+        let request = ShardRequest { request: Some(request) };
+        let reply = self.context.ask::<ShardProtocol>(&name, request, &call).await?;
+        reply.reply.ok_or_else(|| Error::internal(format!("{name} gave an empty reply")))
+    }
+
+    /// Asks a shard something that may safely be asked again: again and again, until the call's deadline.
+    pub(super) async fn ask(&self, shard: usize, request: Request, call: &Call) -> Result<Reply, Error> {
+        let mut pause_ms = SHORTEST_PAUSE_MS;
+        loop {
+            let error = match self.ask_once(shard, request.clone(), call).await {
+                Ok(reply) => return Ok(reply),
+                Err(error) if transient(&error) => error,
+                Err(error) => return Err(error),
+            };
+            // Half of it at random, so that those who failed together do not return together.
+            let pause = pause_ms.max(error.retry_after_ms);
+            let pause = pause / 2 + self.context.random_u64() % (pause / 2 + 1);
+            if call.deadline_ms != 0 && self.context.now_ms() + pause >= call.deadline_ms {
+                return Err(error);
+            }
+            tracing::debug!(shard, %error, pause, "asking the shard again");
+            self.context.sleep(Duration::from_millis(pause)).await;
+            pause_ms = (pause_ms * 2).min(LONGEST_PAUSE_MS);
+        }
+    }
+
+    /// Has one shard run statements as one transaction, once for a request id.
+    pub(super) async fn execute_on(
+        &self,
+        shard: usize,
+        statements: Vec<Statement>,
+        request_id: String,
+        call: &Call,
+    ) -> Result<ShardExecuted, Error> {
+        executed(self.ask(shard, Request::Execute(ShardExecute { statements, request_id }), call).await?)
+    }
+
+    /// Does something on several shards, a bounded number at a time; the outcomes come in the order of `work`.
+    pub(super) async fn on_each<W, T, F>(&self, work: Vec<W>, run: impl Fn(W) -> F) -> Vec<T>
+    where
+        F: Future<Output = T>,
+    {
+        stream::iter(work.into_iter().map(run)).buffered(self.max_parallel).collect().await
+    }
+
+    /// The bookmark of what was written.
+    pub(super) fn bookmark(&self, written: impl IntoIterator<Item = (usize, u64)>) -> String {
+        let catalog = self.catalog.borrow();
+        let mut position = Position::default();
+        for (shard, lsn) in written {
+            position.advance(&catalog.shards[shard], lsn);
+        }
+        position.to_string()
+    }
+
+    /// The id under which a shard remembers its part of a request.
+    pub(super) fn part_id(&self, request_id: &str, shard: usize) -> String {
+        format!("{request_id}@{}", self.catalog.borrow().shards[shard])
+    }
+}
+
+/// Whether asking again may help.
+pub(super) fn transient(error: &Error) -> bool {
+    matches!(error.code(), ErrorCode::Unavailable | ErrorCode::Overloaded | ErrorCode::DeadlineExceeded)
+}
+
+pub(super) fn executed(reply: Reply) -> Result<ShardExecuted, Error> {
+    match reply {
+        Reply::Executed(executed) => Ok(executed),
+        _ => Err(Error::internal("a shard answered a write with something else")),
+    }
+}
+
+pub(super) fn batch(reply: Reply) -> Result<RowBatch, Error> {
+    match reply {
+        Reply::Rows(batch) => Ok(batch),
+        _ => Err(Error::internal("a shard answered a query with something else")),
+    }
+}

@@ -1,0 +1,334 @@
+//! Writes. Each shard's part is one transaction, and is remembered there under the request's id: a request that failed half
+//! way is completed by sending it again with the same id. Parts on different shards are not one transaction together.
+
+use dosql_actors::Call;
+use dosql_proto::{
+    BatchResponse, Error, ErrorCode, ExecuteResponse, Row, ShardExecuted, Statement, StatementResult, Value,
+};
+use sqlparser::ast::{Expr, SetExpr, Value as Literal};
+
+use super::{Shared, check_count, required_shard};
+use crate::catalog::unsupported;
+use crate::plan::{Insert, InsertSource, KeySource, Plan, Read, Step, Target, rows_of};
+use crate::sql_text;
+
+/// The most that INSERT ... SELECT carries, in bytes of encoded rows.
+const MAX_SELECTED_BYTES: usize = 64 << 20;
+/// Parameters in one statement, as SQLite limits them.
+const MAX_PARAMETERS: usize = 32_766;
+
+impl Shared {
+    /// Runs a statement that writes.
+    pub(super) async fn write(
+        &self,
+        plan: &Plan,
+        statement: Statement,
+        request_id: String,
+        call: &Call,
+    ) -> Result<ExecuteResponse, Error> {
+        let request_id = self.request_id(request_id);
+        let params = statement.params;
+        let (parts, reference) = match &plan.step {
+            Step::Ddl { sql } => return self.change_schema(sql, &request_id, call).await,
+            Step::Write { target, sql, reference } => {
+                let shards = self.resolve(target, &params)?;
+                let parts = shards
+                    .into_iter()
+                    .map(|shard| (shard, vec![Statement { sql: sql.clone(), params: params.clone() }]))
+                    .collect();
+                (parts, *reference)
+            }
+            Step::Insert(insert) => (self.insert_parts(insert, params, call).await?, insert.is_reference()),
+            _ => return Err(Error::internal("the plan does not write")),
+        };
+        let _in_order = match reference {
+            true => Some(self.copying.lock().await),
+            false => None,
+        };
+        let done = self.write_parts(parts, &request_id, call).await?;
+        let bookmark = self.bookmark(done.iter().map(|(shard, executed)| (*shard, executed.lsn)));
+        let mut result = StatementResult { columns: plan.columns.clone(), ..StatementResult::default() };
+        for (_, executed) in done {
+            for one in executed.results {
+                result.rows_affected += one.rows_affected;
+                result.rows.extend(one.rows);
+                if one.last_insert_rowid != 0 {
+                    result.last_insert_rowid = one.last_insert_rowid;
+                }
+            }
+            if reference {
+                // Every copy says the same.
+                break;
+            }
+        }
+        Ok(ExecuteResponse { result: Some(result), bookmark })
+    }
+
+    /// Sends each shard its part.
+    async fn write_parts(
+        &self,
+        parts: Vec<(usize, Vec<Statement>)>,
+        request_id: &str,
+        call: &Call,
+    ) -> Result<Vec<(usize, ShardExecuted)>, Error> {
+        let count = parts.len();
+        let outcomes = self
+            .on_each(parts, |(shard, statements)| {
+                let id = self.part_id(request_id, shard);
+                async move { self.execute_on(shard, statements, id, call).await.map(|done| (shard, done)) }
+            })
+            .await;
+        let applied = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+        outcomes.into_iter().collect::<Result<_, Error>>().map_err(|error| partial(error, applied, count))
+    }
+
+    /// An INSERT's statements for each shard.
+    async fn insert_parts(
+        &self,
+        insert: &Insert,
+        params: Vec<Value>,
+        call: &Call,
+    ) -> Result<Vec<(usize, Vec<Statement>)>, Error> {
+        let count = self.catalog.borrow().shards.len();
+        match &insert.source {
+            InsertSource::Values => self.split_values(insert, params, count),
+            InsertSource::Select { read, width, key } => {
+                let rows = self.selected(read, &params, *width, call).await?;
+                let mut split: Vec<Vec<Row>> = vec![Vec::new(); count];
+                match (&insert.keys, key) {
+                    (Some(keys), Some(key)) => {
+                        for row in rows {
+                            let value =
+                                row.values.get(*key).ok_or_else(|| Error::internal("a selected row is too short"))?;
+                            refuse_null(insert, value)?;
+                            split[self.shard_for(value, keys, count)?].push(row);
+                        }
+                    }
+                    _ => {
+                        for shard in self.resolve(&insert.target, &[])? {
+                            split[shard].clone_from(&rows);
+                        }
+                    }
+                }
+                split
+                    .into_iter()
+                    .enumerate()
+                    .filter(|(_, rows)| !rows.is_empty())
+                    .map(|(shard, rows)| Ok((shard, chunks(insert, rows, &params)?)))
+                    .collect()
+            }
+        }
+    }
+
+    async fn selected(&self, read: &Read, params: &[Value], width: usize, call: &Call) -> Result<Vec<Row>, Error> {
+        self.read_all(read, params, width, MAX_SELECTED_BYTES, call).await
+    }
+
+    /// VALUES, row by row.
+    fn split_values(
+        &self,
+        insert: &Insert,
+        mut params: Vec<Value>,
+        count: usize,
+    ) -> Result<Vec<(usize, Vec<Statement>)>, Error> {
+        let keys = insert.keys.as_ref().ok_or_else(|| Error::internal("VALUES without keys"))?;
+        let mut split: Vec<Vec<usize>> = vec![Vec::new(); count];
+        // Keys that were evaluated here, so that the shard does not evaluate them to something else.
+        let mut evaluated = Vec::new();
+        for (row, key) in keys.values.iter().enumerate() {
+            let value = self.key_value(key, &params)?;
+            refuse_null(insert, &value)?;
+            split[self.shard_for(&value, keys, count)?].push(row);
+            if let KeySource::Expression(text) = key {
+                params.push(value);
+                evaluated.push((row, text.clone(), params.len()));
+            }
+        }
+        let mut parts: Vec<(usize, Vec<usize>)> =
+            split.into_iter().enumerate().filter(|(_, rows)| !rows.is_empty()).collect();
+        if evaluated.is_empty() && parts.len() == 1 {
+            let (shard, _) = parts.remove(0);
+            return Ok(vec![(shard, vec![Statement { sql: insert.sql.clone(), params }])]);
+        }
+        let tree = &insert.tree;
+        let all = tree.source.as_deref().and_then(rows_of).ok_or_else(|| Error::internal("VALUES without rows"))?;
+        parts
+            .into_iter()
+            .map(|(shard, rows)| {
+                let mut tree = tree.clone();
+                let Some(SetExpr::Values(values)) = tree.source.as_mut().map(|source| source.body.as_mut()) else {
+                    return Err(Error::internal("VALUES without rows"));
+                };
+                values.rows = rows.iter().map(|row| all[*row].clone()).collect();
+                for (place, row) in rows.iter().enumerate() {
+                    for (_, text, number) in evaluated.iter().filter(|(evaluated, ..)| evaluated == row) {
+                        for expression in &mut values.rows[place].content {
+                            if expression.to_string() == *text {
+                                *expression = Expr::value(Literal::Placeholder(format!("?{number}")));
+                                break;
+                            }
+                        }
+                    }
+                }
+                let (sql, params) = sql_text::compact_parameters(&tree.to_string(), &params);
+                Ok((shard, vec![Statement { sql, params }]))
+            })
+            .collect()
+    }
+
+    /// Runs several statements as one transaction, which must be on one shard.
+    pub(super) async fn write_batch(
+        &self,
+        statements: Vec<Statement>,
+        request_id: String,
+        call: &Call,
+    ) -> Result<BatchResponse, Error> {
+        let request_id = self.request_id(request_id);
+        let mut place: Option<usize> = None;
+        let mut sent = Vec::with_capacity(statements.len());
+        let mut columns = Vec::with_capacity(statements.len());
+        let mut anywhere = true;
+        for (index, statement) in statements.into_iter().enumerate() {
+            let named =
+                |error: Error| Error { message: format!("statement {}: {}", index + 1, error.message), ..error };
+            let plan = self.plan(&statement.sql).map_err(named)?;
+            check_count(&plan, &statement.params).map_err(named)?;
+            let (shards, any) = self.batch_shards(&plan, &statement, call).await.map_err(named)?;
+            columns.push(plan.columns.clone());
+            if !any {
+                let shard = required_shard(&shards).map_err(named)?;
+                if place.is_some_and(|place| place != shard) {
+                    return Err(named(across()));
+                }
+                place = Some(shard);
+                anywhere = false;
+            }
+            sent.push(statement);
+        }
+        if sent.is_empty() {
+            return Ok(BatchResponse::default());
+        }
+        let shard = match place {
+            Some(shard) => shard,
+            None => self.resolve(&Target::Any, &[])?.first().copied().unwrap_or_default(),
+        };
+        let id = if anywhere { String::new() } else { self.part_id(&request_id, shard) };
+        let done = self.execute_on(shard, sent, id, call).await?;
+        let bookmark = self.bookmark([(shard, done.lsn)]);
+        let results = done
+            .results
+            .into_iter()
+            .zip(columns)
+            .map(|(result, columns)| StatementResult { columns, ..result })
+            .collect();
+        Ok(BatchResponse { results, bookmark })
+    }
+
+    /// The shards a statement of a batch runs on, and whether any one would do.
+    async fn batch_shards(&self, plan: &Plan, statement: &Statement, call: &Call) -> Result<(Vec<usize>, bool), Error> {
+        match &plan.step {
+            Step::Read(Read::Pinned { pins, .. }) => {
+                if pins.iter().all(|pin| *pin == Target::Any) {
+                    return Ok((Vec::new(), true));
+                }
+                let mut shards = Vec::new();
+                for pin in pins {
+                    shards.extend(self.resolve(pin, &statement.params)?);
+                }
+                shards.dedup();
+                Ok((shards, false))
+            }
+            Step::Read(Read::Concatenate { target, .. }) | Step::Write { target, .. } => {
+                Ok((self.resolve(target, &statement.params)?, false))
+            }
+            Step::Read(Read::Gather(gather)) => match gather.inputs.as_slice() {
+                [input] => Ok((self.resolve(&input.target, &statement.params)?, false)),
+                _ => Err(across()),
+            },
+            Step::Insert(insert) => {
+                if insert
+                    .keys
+                    .as_ref()
+                    .is_some_and(|keys| keys.values.iter().any(|key| matches!(key, KeySource::Expression(_))))
+                {
+                    return Err(unsupported(
+                        "a batch whose INSERT computes its sharding key is not supported: give the value",
+                    ));
+                }
+                let InsertSource::Values = insert.source else {
+                    return Err(unsupported("INSERT ... SELECT in a batch is not supported on several shards"));
+                };
+                let parts = self.insert_parts(insert, statement.params.clone(), call).await?;
+                Ok((parts.into_iter().map(|(shard, _)| shard).collect(), false))
+            }
+            Step::Ddl { .. } => Err(unsupported("a schema change in a batch is not supported: send it by itself")),
+            Step::Catalog { .. } | Step::Explain { .. } => {
+                Err(unsupported("PRAGMA, EXPLAIN and sqlite_schema in a batch are not supported"))
+            }
+        }
+    }
+}
+
+impl Insert {
+    /// Whether every shard gets every row.
+    fn is_reference(&self) -> bool {
+        self.keys.is_none() && self.target == Target::All
+    }
+}
+
+pub(super) fn across() -> Error {
+    unsupported("a batch over several shards is not supported: its statements must all be on one shard")
+}
+
+fn refuse_null(insert: &Insert, value: &Value) -> Result<(), Error> {
+    if insert.key_is_rowid && value.is_null() {
+        let keys = insert.keys.as_ref();
+        let (table, column) = keys.map_or(("", ""), |keys| (keys.table.as_str(), keys.column.as_str()));
+        return Err(unsupported(format!(
+            "generating {table}.{column} is not supported: the table is sharded by it, so INSERT must give its value"
+        )));
+    }
+    Ok(())
+}
+
+/// INSERTs of selected rows, each within SQLite's limit of parameters, with the original's conflict clauses and RETURNING.
+fn chunks(insert: &Insert, rows: Vec<Row>, params: &[Value]) -> Result<Vec<Statement>, Error> {
+    let width = rows.first().map_or(1, |row| row.values.len().max(1));
+    // The conflict clause may have parameters of its own.
+    let at_once = ((MAX_PARAMETERS - params.len().min(MAX_PARAMETERS - width)) / width).clamp(1, 500);
+    let mut statements = Vec::new();
+    let mut rows = rows.into_iter().peekable();
+    while rows.peek().is_some() {
+        let mut values = params.to_vec();
+        let mut lists = Vec::new();
+        for row in rows.by_ref().take(at_once) {
+            let first = values.len() + 1;
+            let places: Vec<String> = (first..first + row.values.len()).map(|number| format!("?{number}")).collect();
+            lists.push(format!("({})", places.join(", ")));
+            values.extend(row.values);
+        }
+        let mut tree = insert.tree.clone();
+        let marker = "SELECT _dosql_rows";
+        let query = sqlparser::parser::Parser::new(&sqlparser::dialect::SQLiteDialect {})
+            .try_with_sql(marker)
+            .and_then(|mut parser| parser.parse_query())
+            .map_err(|error| Error::internal(error.to_string()))?;
+        tree.source = Some(query);
+        let text = tree.to_string().replacen(marker, &format!("VALUES {}", lists.join(", ")), 1);
+        let (sql, params) = sql_text::compact_parameters(&text, &values);
+        statements.push(Statement { sql, params });
+    }
+    Ok(statements)
+}
+
+/// Says what an error on one shard left on the others.
+pub(super) fn partial(error: Error, applied: usize, count: usize) -> Error {
+    if applied == 0 || error.code() == ErrorCode::Unspecified {
+        return error;
+    }
+    let message = format!(
+        "{} ({applied} of {count} shards have applied their part; a retry with the same request id completes the others)",
+        error.message
+    );
+    Error { message, ..error }
+}

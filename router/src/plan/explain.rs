@@ -1,0 +1,195 @@
+//! Plans as text.
+
+use std::fmt::Write;
+
+use super::{Gather, GatherKind, Insert, InsertSource, KeySource, Keys, Plan, Read, Step, Target};
+use dosql_proto::value::Kind;
+
+/// A plan as people read it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Explained {
+    pub(crate) route: &'static str,
+    pub(crate) plan: String,
+    /// What the plan touches; resolved into shards where parameters are there.
+    pub(crate) targets: Vec<usize>,
+}
+
+/// Describes a plan. `shards` resolves a target into shard indexes; `name` tells a shard's name.
+pub(crate) fn explain(
+    plan: &Plan,
+    shards: &dyn Fn(&Target) -> Option<Vec<usize>>,
+    name: &dyn Fn(usize) -> String,
+) -> Explained {
+    let mut text = Text { out: String::new(), shards, name, touched: Vec::new() };
+    let route = text.step(&plan.step);
+    text.touched.sort_unstable();
+    text.touched.dedup();
+    Explained { route, plan: text.out, targets: text.touched }
+}
+
+struct Text<'a> {
+    out: String,
+    shards: &'a dyn Fn(&Target) -> Option<Vec<usize>>,
+    name: &'a dyn Fn(usize) -> String,
+    touched: Vec<usize>,
+}
+
+impl Text<'_> {
+    fn line(&mut self, depth: usize, text: &str) {
+        let _ = writeln!(self.out, "{:width$}{text}", "", width = depth * 2);
+    }
+
+    fn step(&mut self, step: &Step) -> &'static str {
+        match step {
+            Step::Catalog { sql } => {
+                self.line(0, "catalog: answered by the router from its copy of the schema");
+                self.line(1, &format!("sql: {sql}"));
+                "catalog"
+            }
+            Step::Explain { sql } => {
+                self.line(0, "explain: the plan of the statement that follows");
+                self.line(1, &format!("sql: {sql}"));
+                "explain"
+            }
+            Step::Ddl { sql } => {
+                self.line(0, "ddl: logged, sent to the shards that hold the object, then applied to the catalog");
+                self.line(1, &format!("sql: {sql}"));
+                "ddl"
+            }
+            Step::Read(read) => self.read(0, read),
+            Step::Write { target, sql, reference } => {
+                let route = if *reference { "reference" } else { route_of(target) };
+                self.line(0, &format!("write {route}"));
+                self.target(1, target);
+                self.line(1, &format!("sql: {sql}"));
+                route
+            }
+            Step::Insert(insert) => self.insert(insert),
+        }
+    }
+
+    fn insert(&mut self, insert: &Insert) -> &'static str {
+        let target = match &insert.keys {
+            Some(keys) => Target::Keys(keys.clone()),
+            None => insert.target.clone(),
+        };
+        match &insert.source {
+            InsertSource::Values => {
+                let route = route_of(&target);
+                self.line(0, &format!("insert {route}: each row to the shard of its key"));
+                self.target(1, &target);
+                self.line(1, &format!("sql: {}", insert.sql));
+                route
+            }
+            InsertSource::Select { read, .. } => {
+                self.line(0, "insert rows of:");
+                self.read(1, read);
+                let to = match &insert.keys {
+                    Some(keys) => format!("hash({}.{}) of each row", keys.table, keys.column),
+                    None => self.names(&target),
+                };
+                self.line(1, &format!("to: {to}"));
+                "insert-select"
+            }
+        }
+    }
+
+    fn read(&mut self, depth: usize, read: &Read) -> &'static str {
+        match read {
+            Read::Pinned { pins, sql, otherwise } => {
+                let route = pins.first().map_or("unsharded", route_of);
+                self.line(depth, &format!("{route}: the statement runs on one shard"));
+                for pin in pins {
+                    self.target(depth + 1, pin);
+                }
+                self.line(depth + 1, &format!("sql: {sql}"));
+                if let Some(gather) = otherwise {
+                    self.line(depth, "where the keys are on different shards:");
+                    self.gather(depth + 1, gather);
+                }
+                route
+            }
+            Read::Concatenate { target, sql } => {
+                let route = route_of(target);
+                self.line(depth, &format!("{route}: rows of each shard, one shard after the other"));
+                self.target(depth + 1, target);
+                self.line(depth + 1, &format!("sql: {sql}"));
+                route
+            }
+            Read::Gather(gather) => {
+                self.gather(depth, gather);
+                match gather.inputs.as_slice() {
+                    [one] => route_of(&one.target),
+                    _ => "scatter",
+                }
+            }
+        }
+    }
+
+    fn gather(&mut self, depth: usize, gather: &Gather) {
+        let what = match gather.kind {
+            GatherKind::Top => "gather the first rows of each shard",
+            GatherKind::Aggregate => "gather partial results of each shard",
+            GatherKind::Rows => "gather rows",
+        };
+        self.line(depth, what);
+        for input in &gather.inputs {
+            self.line(depth + 1, &format!("from {} ({})", input.table, route_of(&input.target)));
+            self.target(depth + 2, &input.target);
+            self.line(depth + 2, &format!("sql: {}", input.sql));
+        }
+        self.line(depth + 1, &format!("finish: {}", gather.finish));
+    }
+
+    fn target(&mut self, depth: usize, target: &Target) {
+        if let Target::Keys(keys) = target {
+            let values: Vec<String> = keys.values.iter().map(key_text).collect();
+            self.line(depth, &format!("key: hash({}.{}) of {}", keys.table, keys.column, values.join(", ")));
+        }
+        let names = self.names(target);
+        self.line(depth, &format!("shards: {names}"));
+    }
+
+    fn names(&mut self, target: &Target) -> String {
+        let Some(shards) = (self.shards)(target) else { return "known when the parameters are".to_owned() };
+        self.touched.extend(&shards);
+        match target {
+            Target::Any => "any one".to_owned(),
+            _ => shards.iter().map(|shard| (self.name)(*shard)).collect::<Vec<_>>().join(", "),
+        }
+    }
+}
+
+fn route_of(target: &Target) -> &'static str {
+    match target {
+        Target::Shard(_) => "unsharded",
+        Target::Any => "reference",
+        Target::All => "scatter",
+        Target::Keys(Keys { values, .. }) if values.len() == 1 => "equal-unique",
+        Target::Keys(_) => "in",
+    }
+}
+
+fn key_text(key: &KeySource) -> String {
+    match key {
+        KeySource::Param(index) => format!("?{}", index + 1),
+        KeySource::Expression(text) => text.clone(),
+        KeySource::Literal(value) => match &value.kind {
+            None => "NULL".to_owned(),
+            Some(Kind::Integer(integer)) => integer.to_string(),
+            Some(Kind::Real(real)) => format!("{real:?}"),
+            Some(Kind::Text(text)) => format!("'{text}'"),
+            Some(Kind::Blob(_) | Kind::RawText(_)) => "(bytes)".to_owned(),
+        },
+    }
+}
+
+impl Target {
+    /// Whether resolving it needs parameters.
+    pub(crate) fn needs_parameters(&self) -> bool {
+        match self {
+            Self::Keys(keys) => keys.values.iter().any(|key| !matches!(key, KeySource::Literal(_))),
+            _ => false,
+        }
+    }
+}

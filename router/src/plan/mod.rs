@@ -1,0 +1,239 @@
+//! Plans: what runs where. Made from the statement's text, the catalog and nothing else, so they can be cached; which shards a
+//! key means is decided when parameters are there.
+
+mod aggregate;
+mod cache;
+mod dml;
+mod explain;
+mod predicate;
+mod select;
+
+use dosql_proto::{Column, Error, ErrorCode, Value};
+use sqlparser::ast::Statement as Ast;
+use sqlparser::dialect::SQLiteDialect;
+use sqlparser::parser::Parser;
+
+pub(crate) use cache::PlanCache;
+pub(crate) use dml::{Insert, InsertSource, column_default, rows_of};
+pub(crate) use explain::{Explained, explain};
+
+use crate::affinity::{Affinity, Collation};
+use crate::catalog::unsupported;
+use crate::catalog::{Catalog, Placement, Prepared};
+use crate::sql_text;
+
+/// The longest statement, in bytes.
+pub(crate) const MAX_SQL_BYTES: usize = 1 << 20;
+/// How deep sqlparser may recurse. What is nested deeper is gathered and left to SQLite.
+const RECURSION_LIMIT: usize = 50;
+
+/// A planned statement.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) columns: Vec<Column>,
+    pub(crate) parameter_count: usize,
+    pub(crate) step: Step,
+}
+
+/// What a statement does.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Answered from the catalog: PRAGMA, sqlite_schema, EXPLAIN QUERY PLAN.
+    Catalog {
+        sql: String,
+    },
+    /// `EXPLAIN` of this statement.
+    Explain {
+        sql: String,
+    },
+    Read(Read),
+    /// Sent as it is to the shards that hold what it changes.
+    Write {
+        target: Target,
+        sql: String,
+        reference: bool,
+    },
+    /// An INSERT whose rows go to different shards.
+    Insert(Box<Insert>),
+    /// A schema change.
+    Ddl {
+        sql: String,
+    },
+}
+
+/// How rows are read.
+#[derive(Debug)]
+pub(crate) enum Read {
+    /// Whole, on one shard: all of `pins` mean the same one. Otherwise `otherwise`.
+    Pinned { pins: Vec<Target>, sql: String, otherwise: Option<Box<Gather>> },
+    /// Shard after shard, with nothing left to do.
+    Concatenate { target: Target, sql: String },
+    /// Into a scratch database, and finished there.
+    Gather(Box<Gather>),
+}
+
+/// Reading into scratch tables.
+#[derive(Debug)]
+pub(crate) struct Gather {
+    pub(crate) kind: GatherKind,
+    pub(crate) inputs: Vec<Input>,
+    /// Views the finishing statement needs.
+    pub(crate) views: Vec<String>,
+    /// Runs in the scratch database; its parameters are numbered.
+    pub(crate) finish: String,
+    /// What to do where this fails on an integer overflow that the whole would not have.
+    pub(crate) fallback: Option<Box<Gather>>,
+}
+
+/// What was pushed down to the shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GatherKind {
+    /// ORDER BY and LIMIT.
+    Top,
+    /// Partial aggregates or DISTINCT.
+    Aggregate,
+    /// Filters and columns.
+    Rows,
+}
+
+/// One scratch table and where its rows come from.
+#[derive(Debug)]
+pub(crate) struct Input {
+    pub(crate) table: String,
+    pub(crate) target: Target,
+    /// Runs on each shard; its parameters are numbered.
+    pub(crate) sql: String,
+    pub(crate) create: String,
+    pub(crate) insert: String,
+}
+
+/// Which shards.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Target {
+    Shard(usize),
+    /// Any one: reference tables, and statements without tables.
+    Any,
+    All,
+    /// Those that these keys mean.
+    Keys(Keys),
+}
+
+/// Keys of a sharded table.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Keys {
+    pub(crate) table: String,
+    pub(crate) column: String,
+    pub(crate) affinity: Affinity,
+    pub(crate) collation: Collation,
+    pub(crate) values: Vec<KeySource>,
+}
+
+/// Where a key's value comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum KeySource {
+    Literal(Value),
+    /// By index.
+    Param(usize),
+    /// A constant expression, evaluated by SQLite.
+    Expression(String),
+}
+
+impl Plan {
+    /// Plans a statement.
+    ///
+    /// # Errors
+    /// What SQLite finds wrong with it; `UNSUPPORTED` naming a construct that cannot be routed.
+    pub(crate) fn new(sql: &str, catalog: &mut Catalog) -> Result<Self, Error> {
+        if sql.len() > MAX_SQL_BYTES {
+            let message = format!("the statement has {} bytes; the limit is {MAX_SQL_BYTES}", sql.len());
+            return Err(Error::new(ErrorCode::TooLarge, message));
+        }
+        let words = sql_text::leading_words(sql, 3);
+        let first = words.first().map_or("", String::as_str);
+        if first == "EXPLAIN" && words.get(1).is_none_or(|word| word != "QUERY") {
+            let inner = sql_text::after_words(sql, 1).trim().to_owned();
+            let parameter_count = Self::new(&inner, catalog)?.parameter_count;
+            let columns = vec![Column { name: "plan".to_owned(), declared_type: String::new() }];
+            return Ok(Self { columns, parameter_count, step: Step::Explain { sql: inner } });
+        }
+        refuse(first, &words)?;
+        let prepared = catalog.mirror.prepare(sql)?;
+        let step = if first == "EXPLAIN" || first == "PRAGMA" {
+            Step::Catalog { sql: sql.to_owned() }
+        } else if matches!(first, "CREATE" | "DROP" | "ALTER") {
+            Step::Ddl { sql: sql.to_owned() }
+        } else if prepared.readonly {
+            select::plan(sql, catalog, &prepared)?
+        } else {
+            dml::plan(sql, catalog, &prepared)?
+        };
+        let Prepared { columns, parameter_count, .. } = prepared;
+        Ok(Self { columns, parameter_count, step })
+    }
+
+    /// Whether it may be kept for later.
+    pub(crate) fn cacheable(&self) -> bool {
+        !matches!(self.step, Step::Ddl { .. })
+    }
+}
+
+/// Refuses statements by their first words.
+fn refuse(first: &str, words: &[String]) -> Result<(), Error> {
+    const READING_PRAGMAS: [&str; 12] = [
+        "TABLE_INFO",
+        "TABLE_XINFO",
+        "TABLE_LIST",
+        "INDEX_LIST",
+        "INDEX_INFO",
+        "INDEX_XINFO",
+        "FOREIGN_KEY_LIST",
+        "COLLATION_LIST",
+        "FUNCTION_LIST",
+        "COMPILE_OPTIONS",
+        "ENCODING",
+        "PRAGMA_LIST",
+    ];
+    match first {
+        "BEGIN" | "COMMIT" | "END" | "ROLLBACK" | "SAVEPOINT" | "RELEASE" => Err(unsupported(format!(
+            "{first} is not supported: a statement is a transaction; send several as one Batch"
+        ))),
+        "ATTACH" | "DETACH" | "VACUUM" | "ANALYZE" | "REINDEX" => Err(unsupported(format!("{first} is not supported"))),
+        "PRAGMA" => {
+            let name = words.get(1).map_or("", String::as_str);
+            if READING_PRAGMAS.contains(&name) {
+                Ok(())
+            } else {
+                Err(unsupported(format!("PRAGMA {} is not supported", name.to_ascii_lowercase())))
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The statement's syntax tree, its parameters numbered; `None` where sqlparser does not understand it as SQLite does.
+fn parse(numbered: &str) -> Option<Ast> {
+    // Hexadecimal integers would come back as blobs.
+    if sql_text::has_word(numbered, |word| word.starts_with("0x") || word.starts_with("0X")) {
+        return None;
+    }
+    let mut statements = Parser::new(&SQLiteDialect {})
+        .with_recursion_limit(RECURSION_LIMIT)
+        .try_with_sql(numbered)
+        .ok()?
+        .parse_statements()
+        .ok()?;
+    match statements.len() {
+        1 => statements.pop(),
+        _ => None,
+    }
+}
+
+/// The placements of the tables a statement reads.
+fn placements<'a>(catalog: &'a Catalog, prepared: &'a Prepared) -> Vec<(&'a str, &'a Placement)> {
+    prepared
+        .uses
+        .reads
+        .keys()
+        .filter_map(|name| catalog.table(name).map(|table| (name.as_str(), &table.placement)))
+        .collect()
+}

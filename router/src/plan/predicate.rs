@@ -1,0 +1,309 @@
+//! What can be told from a FROM clause and a WHERE clause: which column a name means, which conjuncts pin a shard, which ones
+//! a single table can answer.
+
+use std::ops::ControlFlow;
+
+use dosql_proto::Value;
+use sqlparser::ast::{
+    BinaryOperator, Expr, FunctionArguments, Ident, JoinConstraint, JoinOperator, ObjectName, Query, Select,
+    TableFactor, UnaryOperator, Value as Literal, Visit, Visitor, visit_expressions, visit_relations,
+};
+
+use super::{KeySource, Keys};
+use crate::catalog::{Catalog, Placement, Table};
+
+/// A base table in a FROM clause.
+pub(super) struct FromTable<'a> {
+    pub(super) table: &'a Table,
+    /// What columns are qualified with.
+    pub(super) alias: String,
+    /// Whether an outer join may replace its rows by NULLs.
+    pub(super) nullable: bool,
+}
+
+/// A FROM clause of base tables alone.
+pub(super) struct FromClause<'a> {
+    pub(super) tables: Vec<FromTable<'a>>,
+    /// The conjuncts every row of the result satisfies.
+    pub(super) conjuncts: Vec<Expr>,
+}
+
+/// A SELECT's FROM and WHERE; `None` where something other than base tables is read from.
+pub(super) fn from_clause<'a>(select: &Select, catalog: &'a Catalog) -> Option<FromClause<'a>> {
+    let mut from = FromClause { tables: Vec::new(), conjuncts: Vec::new() };
+    for item in &select.from {
+        from.tables.push(base_table(&item.relation, catalog)?);
+        for join in &item.joins {
+            let mut table = base_table(&join.relation, catalog)?;
+            let constraint = match &join.join_operator {
+                JoinOperator::Join(constraint)
+                | JoinOperator::Inner(constraint)
+                | JoinOperator::CrossJoin(constraint) => Some(constraint),
+                JoinOperator::Left(_) | JoinOperator::LeftOuter(_) => {
+                    table.nullable = true;
+                    None
+                }
+                _ => {
+                    from.tables.iter_mut().for_each(|table| table.nullable = true);
+                    table.nullable = true;
+                    None
+                }
+            };
+            from.tables.push(table);
+            if let Some(JoinConstraint::On(condition)) = constraint {
+                // With a RIGHT or FULL join after it the condition does not hold for every row; WHERE always does.
+                if from.tables.iter().all(|table| !table.nullable) {
+                    split(condition, &mut from.conjuncts);
+                }
+            }
+        }
+    }
+    if from.tables.iter().any(|table| table.nullable) {
+        from.conjuncts.clear();
+    }
+    if let Some(condition) = &select.selection {
+        split(condition, &mut from.conjuncts);
+    }
+    Some(from)
+}
+
+/// A base table; `None` for anything else.
+pub(super) fn base_table<'a>(factor: &TableFactor, catalog: &'a Catalog) -> Option<FromTable<'a>> {
+    let TableFactor::Table { name, alias, args: None, .. } = factor else { return None };
+    let table = catalog.table(&table_name(name)?)?;
+    let alias = match alias {
+        Some(alias) if alias.columns.is_empty() => alias.name.value.clone(),
+        Some(_) => return None,
+        None => table.shape.name.clone(),
+    };
+    Some(FromTable { table, alias, nullable: false })
+}
+
+/// `t` or `main.t`.
+pub(super) fn table_name(name: &ObjectName) -> Option<String> {
+    let parts: Vec<&Ident> = name.0.iter().map(|part| part.as_ident()).collect::<Option<_>>()?;
+    match parts.as_slice() {
+        [table] => Some(table.value.clone()),
+        [schema, table] if schema.value.eq_ignore_ascii_case("main") => Some(table.value.clone()),
+        _ => None,
+    }
+}
+
+/// The conjuncts of a condition.
+pub(super) fn split(condition: &Expr, conjuncts: &mut Vec<Expr>) {
+    match condition {
+        Expr::BinaryOp { left, op: BinaryOperator::And, right } => {
+            split(left, conjuncts);
+            split(right, conjuncts);
+        }
+        Expr::Nested(inner) => split(inner, conjuncts),
+        other => conjuncts.push(other.clone()),
+    }
+}
+
+/// The column an expression is, as (table, column) indexes.
+pub(super) fn column_of(expression: &Expr, tables: &[FromTable<'_>]) -> Option<(usize, usize)> {
+    match expression {
+        Expr::Nested(inner) => column_of(inner, tables),
+        Expr::Identifier(name) => {
+            let mut found = tables
+                .iter()
+                .enumerate()
+                .filter_map(|(index, from)| Some((index, column_named(from.table, &name.value)?)));
+            let first = found.next()?;
+            found.next().is_none().then_some(first)
+        }
+        Expr::CompoundIdentifier(parts) => {
+            let [qualifier, name] = parts.as_slice() else { return None };
+            let mut found =
+                tables.iter().enumerate().filter(|(_, from)| from.alias.eq_ignore_ascii_case(&qualifier.value));
+            let (index, from) = found.next()?;
+            if found.next().is_some() {
+                return None;
+            }
+            Some((index, column_named(from.table, &name.value)?))
+        }
+        _ => None,
+    }
+}
+
+/// A column by its name, or the INTEGER PRIMARY KEY by one of the rowid's.
+fn column_named(table: &Table, name: &str) -> Option<usize> {
+    table.shape.column(name).or_else(|| {
+        let rowid = ["rowid", "oid", "_rowid_"].iter().any(|known| name.eq_ignore_ascii_case(known));
+        if rowid { table.shape.rowid_alias } else { None }
+    })
+}
+
+/// A literal or parameter as a key's value.
+pub(super) fn key_source(expression: &Expr) -> Option<KeySource> {
+    match expression {
+        Expr::Nested(inner) => key_source(inner),
+        Expr::Value(value) => match &value.value {
+            Literal::Number(text, _) => number(text, false).map(KeySource::Literal),
+            Literal::SingleQuotedString(text) => Some(KeySource::Literal(text.as_str().into())),
+            Literal::Null => Some(KeySource::Literal(Value::NULL)),
+            Literal::Placeholder(text) => {
+                let index: usize = text.strip_prefix('?')?.parse().ok()?;
+                index.checked_sub(1).map(KeySource::Param)
+            }
+            _ => None,
+        },
+        Expr::UnaryOp { op: UnaryOperator::Minus, expr } => match expr.as_ref() {
+            Expr::Value(value) => match &value.value {
+                Literal::Number(text, _) => number(text, true).map(KeySource::Literal),
+                _ => None,
+            },
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Plain decimal numbers; what SQLite might read otherwise is left to it.
+fn number(text: &str, negative: bool) -> Option<Value> {
+    let signed = if negative { format!("-{text}") } else { text.to_owned() };
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return signed.parse::<i64>().ok().map(Value::from);
+    }
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.')
+        .then(|| signed.parse::<f64>().ok().map(Value::from))?
+}
+
+/// The keys that the conjuncts allow a sharded table, where they do.
+pub(super) fn pin(tables: &[FromTable<'_>], table: usize, conjuncts: &[Expr]) -> Option<Keys> {
+    let Placement::Sharded(column) = tables[table].table.placement else { return None };
+    let mut best: Option<Vec<KeySource>> = None;
+    for conjunct in conjuncts {
+        let found = match conjunct {
+            Expr::BinaryOp { left, op: BinaryOperator::Eq, right } => {
+                if column_of(left, tables) == Some((table, column)) {
+                    key_source(right).map(|key| vec![key])
+                } else if column_of(right, tables) == Some((table, column)) {
+                    key_source(left).map(|key| vec![key])
+                } else {
+                    None
+                }
+            }
+            Expr::InList { expr, list, negated: false } if column_of(expr, tables) == Some((table, column)) => {
+                list.iter().map(key_source).collect()
+            }
+            _ => None,
+        };
+        if let Some(found) = found
+            && best.as_ref().is_none_or(|best| found.len() < best.len())
+        {
+            best = Some(found);
+        }
+    }
+    best.map(|values| keys(tables[table].table, column, values))
+}
+
+/// Keys of a table sharded by `column`.
+pub(super) fn keys(table: &Table, column: usize, values: Vec<KeySource>) -> Keys {
+    let info = &table.shape.columns[column];
+    Keys {
+        table: table.shape.name.clone(),
+        column: info.name.clone(),
+        affinity: info.affinity,
+        collation: info.collation,
+        values,
+    }
+}
+
+/// Every sharded table's keys, where equalities pin each to one: through a constant, or through an equality with the sharding
+/// column of a table that is pinned.
+pub(super) fn pin_all(from: &FromClause<'_>) -> Option<Vec<Keys>> {
+    let sharded: Vec<(usize, usize)> = from
+        .tables
+        .iter()
+        .enumerate()
+        .filter_map(|(index, table)| match table.table.placement {
+            Placement::Sharded(column) => Some((index, column)),
+            _ => None,
+        })
+        .collect();
+    let info = |(table, column): (usize, usize)| &from.tables[table].table.shape.columns[column];
+    let mut pins: Vec<Option<Keys>> = sharded
+        .iter()
+        .map(|(table, _)| pin(&from.tables, *table, &from.conjuncts).filter(|keys| keys.values.len() == 1))
+        .collect();
+    // Each round pins one more table or is the last.
+    loop {
+        let mut progress = false;
+        for conjunct in &from.conjuncts {
+            let Expr::BinaryOp { left, op: BinaryOperator::Eq, right } = conjunct else { continue };
+            let place = |side: &Expr| {
+                let column = column_of(side, &from.tables)?;
+                sharded.iter().position(|known| *known == column)
+            };
+            let (Some(a), Some(b)) = (place(left), place(right)) else { continue };
+            let (one, other) = (info(sharded[a]), info(sharded[b]));
+            if one.affinity != other.affinity || one.collation != other.collation {
+                continue;
+            }
+            for (known, unknown) in [(a, b), (b, a)] {
+                if let (Some(keys), None) = (&pins[known], &pins[unknown]) {
+                    let (table, column) = sharded[unknown];
+                    pins[unknown] = Some(self::keys(from.tables[table].table, column, keys.values.clone()));
+                    progress = true;
+                }
+            }
+        }
+        if !progress {
+            break;
+        }
+    }
+    pins.into_iter().collect()
+}
+
+/// Whether an expression reads columns of this table alone, and could be evaluated where that table is.
+pub(super) fn belongs_to(expression: &Expr, tables: &[FromTable<'_>], table: usize) -> bool {
+    if queries(expression) > 0 {
+        return false;
+    }
+    let outcome = visit_expressions(expression, |part| {
+        let fits = match part {
+            Expr::Identifier(_) | Expr::CompoundIdentifier(_) => {
+                column_of(part, tables).is_some_and(|(owner, _)| owner == table)
+            }
+            Expr::Function(function) => {
+                function.over.is_none() && !matches!(function.parameters, FunctionArguments::List(_))
+            }
+            _ => true,
+        };
+        if fits { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    outcome.is_continue()
+}
+
+struct CountQueries(usize);
+
+impl Visitor for CountQueries {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, _query: &Query) -> ControlFlow<()> {
+        self.0 += 1;
+        ControlFlow::Continue(())
+    }
+}
+
+/// How many SELECTs, VALUES or compounds are in a syntax tree.
+pub(super) fn queries(tree: &impl Visit) -> usize {
+    let mut count = CountQueries(0);
+    let _: ControlFlow<()> = tree.visit(&mut count);
+    count.0
+}
+
+/// How often a table is named in a syntax tree.
+pub(super) fn mentions(tree: &impl Visit, table: &str) -> usize {
+    let mut count = 0;
+    let _: ControlFlow<()> = visit_relations(tree, |name| {
+        if table_name(name).is_some_and(|name| name.eq_ignore_ascii_case(table)) {
+            count += 1;
+        }
+        ControlFlow::Continue(())
+    });
+    count
+}

@@ -1,0 +1,176 @@
+//! SQL as text: where its tokens are, without parsing it. Numbers its parameters, finds its first keyword and its end.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+
+use dosql_proto::Value;
+
+/// A piece of SQL text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Token {
+    /// Spaces and comments.
+    Space,
+    /// A keyword, a name without quotes, or a number.
+    Word,
+    /// `?`, `?N`, `:name`, `@name`, `$name`.
+    Parameter,
+    /// A string, blob literal or quoted name.
+    Quoted,
+    /// Anything else, one character at a time.
+    Symbol,
+}
+
+/// Splits SQL as SQLite's tokenizer does, as far as the router cares.
+struct Tokens<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Iterator for Tokens<'a> {
+    type Item = (Token, &'a str);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rest = &self.text[self.at..];
+        let bytes = rest.as_bytes();
+        let first = *bytes.first()?;
+        let word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_' || *byte == b'$' || *byte >= 0x80;
+        let run = |from: usize, accept: &dyn Fn(&u8) -> bool| {
+            bytes[from..].iter().position(|byte| !accept(byte)).map_or(bytes.len(), |length| from + length)
+        };
+        let (token, length) = match first {
+            b' ' | b'\t' | b'\n' | b'\r' | 0x0c => (Token::Space, run(1, &|byte| byte.is_ascii_whitespace())),
+            b'-' if bytes.get(1) == Some(&b'-') => (Token::Space, run(2, &|byte| *byte != b'\n')),
+            b'/' if bytes.get(1) == Some(&b'*') => {
+                (Token::Space, rest[2..].find("*/").map_or(rest.len(), |end| end + 4))
+            }
+            b'\'' | b'"' | b'`' => (Token::Quoted, quoted(bytes, first)),
+            b'[' => (Token::Quoted, rest.find(']').map_or(rest.len(), |end| end + 1)),
+            b'?' => (Token::Parameter, run(1, &|byte: &u8| byte.is_ascii_digit())),
+            b':' | b'@' | b'$' | b'#' if bytes.get(1).is_some_and(word) => (Token::Parameter, run(1, &word)),
+            _ if word(&first) => (Token::Word, run(1, &word)),
+            _ => (Token::Symbol, 1),
+        };
+        self.at += length;
+        Some((token, &rest[..length]))
+    }
+}
+
+fn quoted(bytes: &[u8], quote: u8) -> usize {
+    let mut at = 1;
+    while let Some(found) = bytes[at..].iter().position(|byte| *byte == quote) {
+        at += found + 1;
+        if bytes.get(at) != Some(&quote) {
+            return at;
+        }
+        at += 1;
+    }
+    bytes.len()
+}
+
+fn tokens(text: &str) -> Tokens<'_> {
+    Tokens { text, at: 0 }
+}
+
+/// The first `count` keywords or names, in upper case.
+pub(crate) fn leading_words(sql: &str, count: usize) -> Vec<String> {
+    tokens(sql)
+        .filter(|(token, _)| *token != Token::Space)
+        .take(count)
+        .map_while(|(token, text)| (token == Token::Word).then(|| text.to_ascii_uppercase()))
+        .collect()
+}
+
+/// What follows the first `count` keywords.
+pub(crate) fn after_words(sql: &str, count: usize) -> &str {
+    let mut left = count;
+    let mut at = 0;
+    for (token, text) in tokens(sql) {
+        if left == 0 {
+            break;
+        }
+        at += text.len();
+        if token != Token::Space {
+            left -= 1;
+        }
+    }
+    &sql[at..]
+}
+
+/// Whether a word without quotes occurs (ASCII case does not matter).
+pub(crate) fn has_word(sql: &str, accept: impl Fn(&str) -> bool) -> bool {
+    tokens(sql).any(|(token, text)| token == Token::Word && accept(text))
+}
+
+/// Writes every parameter as `?N`, N as SQLite numbers it.
+pub(crate) fn number_parameters(sql: &str) -> String {
+    let mut names: HashMap<&str, usize> = HashMap::new();
+    let mut last = 0;
+    let mut numbered = String::with_capacity(sql.len() + 8);
+    for (token, text) in tokens(sql) {
+        if token != Token::Parameter {
+            numbered.push_str(text);
+            continue;
+        }
+        let number = match text.strip_prefix('?') {
+            Some("") => last + 1,
+            Some(digits) => digits.parse().unwrap_or(0),
+            None => *names.entry(text).or_insert(last + 1),
+        };
+        last = last.max(number);
+        let _ = write!(numbered, "?{number}");
+    }
+    numbered
+}
+
+/// Renumbers `?N` parameters without gaps, and takes along the values that are still used.
+pub(crate) fn compact_parameters(sql: &str, params: &[Value]) -> (String, Vec<Value>) {
+    let mut used: HashMap<usize, usize> = HashMap::new();
+    let mut values = Vec::new();
+    let mut compact = String::with_capacity(sql.len());
+    for (token, text) in tokens(sql) {
+        let number = match text.strip_prefix('?') {
+            Some(digits) if token == Token::Parameter => digits.parse::<usize>().unwrap_or(0),
+            _ => {
+                compact.push_str(text);
+                continue;
+            }
+        };
+        let place = *used.entry(number).or_insert_with(|| {
+            values.push(number.checked_sub(1).and_then(|index| params.get(index)).cloned().unwrap_or_default());
+            values.len()
+        });
+        let _ = write!(compact, "?{place}");
+    }
+    (compact, values)
+}
+
+/// A name in double quotes.
+pub(crate) fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_numbered_as_sqlite_does() {
+        assert_eq!(
+            number_parameters("SELECT ?, '?', ?5, :a, ?, :a -- ?\n, \"?\" /* ? */, @b, [?]"),
+            "SELECT ?1, '?', ?5, ?6, ?7, ?6 -- ?\n, \"?\" /* ? */, ?8, [?]"
+        );
+    }
+
+    #[test]
+    fn unused_parameters_are_dropped() {
+        let (sql, params) = compact_parameters("SELECT ?3, ?2, ?3, '?1'", &[1.into(), 2.into(), 3.into()]);
+        assert_eq!(sql, "SELECT ?1, ?2, ?1, '?1'");
+        assert_eq!(params, vec![3.into(), 2.into()]);
+    }
+
+    #[test]
+    fn keywords_are_found_behind_comments() {
+        assert_eq!(leading_words("/* a */ Begin -- b\n immediate;", 2), ["BEGIN", "IMMEDIATE"]);
+        assert_eq!(after_words("explain  select 1", 1).trim(), "select 1");
+    }
+}

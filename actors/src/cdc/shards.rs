@@ -152,7 +152,14 @@ impl Shards {
     /// Reads a shard's records after an LSN.
     pub(super) async fn read(&self, name: &str, after_lsn: u64, max_bytes: usize) -> Result<WalBatch, Error> {
         let max_bytes = u32::try_from(max_bytes).unwrap_or(u32::MAX);
+        let known_lsn = self.last_lsn(name);
         match self.ask(name, shard_request::Request::ReadWal(ReadWal { after_lsn, max_bytes })).await {
+            Ok(shard_reply::Reply::Wal(batch)) if batch.last_lsn < known_lsn => {
+                let now = batch.last_lsn;
+                Err(Error::internal(format!(
+                    "{name} has lost records: it had committed LSN {known_lsn}, now {now} is its last"
+                )))
+            }
             Ok(shard_reply::Reply::Wal(batch)) => {
                 self.committed(name, batch.last_lsn);
                 Ok(batch)

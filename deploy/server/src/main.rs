@@ -1,1 +1,52 @@
-fn main() {}
+//! The `dosql` program: the server, the shell, and bulk import.
+
+mod connection;
+mod import;
+mod serve;
+mod shell;
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A SQL database of many SQLite shards that streams its changes and feeds a lakehouse.
+#[derive(Debug, Parser)]
+#[command(name = "dosql", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the database
+    Serve(serve::Options),
+    /// Run SQL: one statement, a script on standard input, or an interactive shell
+    Sql(shell::Options),
+    /// Load a CSV file into a table
+    Import(import::Options),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Serve(options) => serve::run(options).await.map_err(|error| error.to_string()),
+        Command::Sql(options) => return shell::run(options).await,
+        Command::Import(options) => import::run(options).await.map_err(|error| error.to_string()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("dosql: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A name that nothing else has: 128 bits from the randomness that the operating system gave this process.
+fn random_id() -> String {
+    let half = || RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}", half(), half())
+}

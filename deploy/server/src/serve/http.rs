@@ -1,0 +1,175 @@
+//! The HTTP interface.
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use dosql_proto::json::{ErrorBody, ResultWriter, http_status, statement_from_json, status_document};
+use dosql_proto::{Error, ErrorCode, QueryRequest, RowBatch};
+use futures_util::{StreamExt as _, stream};
+use tonic::Status;
+use tonic::service::Routes;
+
+use super::backend::{Backend, OpenResult};
+use super::grpc::LARGEST_REQUEST;
+use super::websocket;
+
+/// A body that is too long is read up to here before it is answered, since many clients read no answer while they write.
+const LONGEST_DRAIN: usize = 1 << 30;
+
+const WELCOME: &str = "\
+DoSQL
+
+POST /sql      {\"sql\": \"SELECT ?\", \"params\": [1]}
+GET  /cdc      ?tables=a,b&from=latest&format=json   the change stream, as a WebSocket
+GET  /health   whether the server answers
+GET  /status   how far the change stream and the lake are
+POST /flush    have the lake commit everything
+
+gRPC is answered here too, with reflection.
+";
+
+/// Everything that answers HTTP, and gRPC where a request asks for it.
+pub(super) fn routes(backend: &Backend, grpc: Routes) -> Router {
+    Router::new()
+        .route("/", get(async || WELCOME))
+        .route("/sql", post(sql))
+        .route("/health", get(health))
+        .route("/status", get(status))
+        .route("/flush", post(flush))
+        .route("/cdc", get(websocket::subscribe))
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(backend.clone())
+        .fallback_service(grpc.into_axum_router().fallback(nothing_here))
+}
+
+async fn wrong_method(request: Request) -> Response {
+    let message = format!("{} does not take {}", request.uri().path(), request.method());
+    (StatusCode::METHOD_NOT_ALLOWED, HttpError(Error::invalid(message))).into_response()
+}
+
+async fn nothing_here(request: Request) -> Response {
+    let path = request.uri().path();
+    if is_grpc(request.headers()) {
+        let error = Error::new(ErrorCode::Unsupported, format!("there is no gRPC method {path}"));
+        return Status::from(error).into_http::<tonic::body::Body>().map(Body::new);
+    }
+    HttpError(Error::new(ErrorCode::NotFound, format!("there is nothing at {path}"))).into_response()
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// An error as an HTTP answer.
+pub(super) struct HttpError(pub(super) Error);
+
+impl From<Error> for HttpError {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for HttpError {
+    fn into_response(self) -> Response {
+        let Self(error) = self;
+        let status = StatusCode::from_u16(http_status(&error)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        if status.is_server_error() {
+            tracing::warn!(%error, "a request failed");
+        }
+        let mut response = (status, json(ErrorBody(&error).to_json())).into_response();
+        if error.retry_after_ms > 0 {
+            let seconds = error.retry_after_ms.div_ceil(1000);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+fn json(text: impl Into<Body>) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], text.into()).into_response()
+}
+
+async fn sql(State(backend): State<Backend>, request: Request) -> Result<Response, HttpError> {
+    let body = read_body(request).await?;
+    let statement = statement_from_json(&body)?;
+    drop(body);
+    let request = QueryRequest { statement: Some(statement), ..QueryRequest::default() };
+    let (first, rest) = backend.query(request).await?;
+    Ok(json(Body::from_stream(pieces(first, rest))))
+}
+
+/// The JSON text of a result, a piece for each batch of rows, each made when the client has taken the one before.
+fn pieces(
+    first: RowBatch,
+    rest: OpenResult,
+) -> impl futures_util::Stream<Item = Result<Bytes, std::convert::Infallible>> {
+    let mut writer = ResultWriter::new();
+    let mut head = Vec::new();
+    writer.columns(&first.columns, &mut head);
+    stream::unfold(Some((head, first, writer, rest)), async |state| {
+        let (mut out, batch, mut writer, mut rest) = state?;
+        writer.rows(&batch.rows, &mut out);
+        let next = match rest.next().await {
+            Ok(Some(next)) => Some((Vec::new(), next, writer, rest)),
+            Ok(None) => {
+                writer.finish(batch.rows_affected, &batch.bookmark, &mut out);
+                None
+            }
+            Err(error) => {
+                writer.fail(&error, &mut out);
+                None
+            }
+        };
+        Some((Ok(Bytes::from(out)), next))
+    })
+}
+
+/// The body of a request, up to the limit.
+async fn read_body(request: Request) -> Result<Vec<u8>, Error> {
+    let too_long = || {
+        Error::new(
+            ErrorCode::TooLarge,
+            format!("the request is longer than the limit of {} MiB", LARGEST_REQUEST >> 20),
+        )
+    };
+    // Such a client waits for our consent before it sends the body.
+    let asks_first = request.headers().contains_key(header::EXPECT);
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let announced: usize = announced.unwrap_or(0);
+    if asks_first && announced > LARGEST_REQUEST {
+        return Err(too_long());
+    }
+    let mut chunks = request.into_body().into_data_stream();
+    let mut body = Vec::with_capacity(if announced > LARGEST_REQUEST { 0 } else { announced });
+    let mut length = 0_usize;
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| Error::invalid(format!("the request broke off: {error}")))?;
+        length = length.saturating_add(chunk.len());
+        if length <= LARGEST_REQUEST {
+            body.extend_from_slice(&chunk);
+        } else if length <= LONGEST_DRAIN {
+            body = Vec::new();
+        } else {
+            break;
+        }
+    }
+    if length > LARGEST_REQUEST { Err(too_long()) } else { Ok(body) }
+}
+
+async fn health(State(backend): State<Backend>) -> Result<Response, HttpError> {
+    backend.healthy().await?;
+    Ok(json(concat!("{\"status\":\"ok\",\"version\":\"", env!("CARGO_PKG_VERSION"), "\"}")))
+}
+
+async fn status(State(backend): State<Backend>) -> Result<Response, HttpError> {
+    let (cdc, lake) = futures_util::future::try_join(backend.cdc_status(), backend.lake_status()).await?;
+    Ok(json(status_document(&cdc, &lake).to_string()))
+}
+
+async fn flush(State(backend): State<Backend>) -> Result<Response, HttpError> {
+    let flushed = backend.flush_lake().await?;
+    Ok(json(serde_json::json!({"position": flushed.position}).to_string()))
+}

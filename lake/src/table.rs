@@ -18,19 +18,17 @@ pub(crate) const WATERMARK: &str = "dosql.lsn.";
 /// Suffix of a change log's name.
 const CHANGES: &str = "__changes";
 
-/// The name of a source table's lake table, and of its directory. Characters other than letters, digits, `_` and `-` are
-/// written `~HH`, and a source name that ends as change logs do gets a `~`, so that different tables stay apart.
+/// The name of a source table's lake table, and of its directory. Bytes other than ASCII letters, digits, `_` and `-` are
+/// written `.HH`, and so is the last byte of a source name that ends as change logs do: different tables stay apart.
 pub(crate) fn table_name(source: &str, kind: TableKind) -> String {
     let mut name = String::with_capacity(source.len() + CHANGES.len());
-    for byte in source.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-') {
+    for (place, byte) in source.bytes().enumerate() {
+        let ends_as_changes = place + 1 == source.len() && source.ends_with(CHANGES);
+        if !ends_as_changes && (byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')) {
             name.push(char::from(byte));
         } else {
-            name.push_str(&format!("~{byte:02x}"));
+            name.push_str(&format!(".{byte:02x}"));
         }
-    }
-    if name.ends_with(CHANGES) {
-        name.push('~');
     }
     if kind == TableKind::Changes {
         name.push_str(CHANGES);
@@ -215,7 +213,7 @@ mod tests {
     fn tables_stay_apart() {
         assert_eq!(table_name("orders", TableKind::Mirror), "orders");
         assert_eq!(table_name("orders", TableKind::Changes), "orders__changes");
-        assert_eq!(table_name("orders__changes", TableKind::Mirror), "orders__changes~");
-        assert_eq!(table_name("a/../b c", TableKind::Mirror), "a~2f~2e~2e~2fb~20c");
+        assert_eq!(table_name("orders__changes", TableKind::Mirror), "orders__change.73");
+        assert_eq!(table_name("a/../b c", TableKind::Mirror), "a.2f.2e.2e.2fb.20c");
     }
 }

@@ -4,11 +4,13 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use dosql_actors::cdc::Cdc;
+use dosql_actors::probe::Probe;
 use dosql_actors::shard::Shard;
 use dosql_actors::{Actor, Context, Delivery, Input, Mailbox, Payload, mailbox, supervise};
 use dosql_lake::Lake;
 use dosql_proto::packet_reply::Outcome;
 use dosql_proto::{Address, Error, ErrorCode, Packet, PacketReply, Protocol};
+use dosql_router::Router;
 use futures_channel::oneshot;
 use prost::Message;
 use wasm_bindgen::{JsCast, JsValue};
@@ -125,7 +127,11 @@ fn runner(kind: &str) -> Option<fn(Context) -> Mailbox> {
     fn of<A: Actor>(kind: &str) -> Option<fn(Context) -> Mailbox> {
         (kind == A::Protocol::KIND).then_some(run::<A> as fn(Context) -> Mailbox)
     }
-    of::<Shard>(kind).or_else(|| of::<Cdc>(kind)).or_else(|| of::<Lake>(kind))
+    of::<Shard>(kind)
+        .or_else(|| of::<Router>(kind))
+        .or_else(|| of::<Cdc>(kind))
+        .or_else(|| of::<Lake>(kind))
+        .or_else(|| of::<Probe>(kind))
 }
 
 fn storage_failed(error: &JsValue) -> Error {

@@ -33,6 +33,20 @@ pub(crate) enum Outcome {
     Change(Change),
 }
 
+/// The placement of a table that the VSchema shards by `column`.
+fn sharded_by(shape: &Shape, column: &str) -> Result<Placement, Error> {
+    let index = shape.column(column).ok_or_else(|| {
+        Error::new(
+            ErrorCode::UnknownColumn,
+            format!("no such column: {column}, by which the VSchema shards table {}", shape.name),
+        )
+    })?;
+    if shape.columns[index].generated {
+        return Err(unsupported(format!("sharding {} by the generated column {column} is not supported", shape.name)));
+    }
+    Ok(Placement::Sharded(index))
+}
+
 impl Catalog {
     /// Rehearses a DDL statement.
     ///
@@ -200,22 +214,11 @@ impl Catalog {
 
     /// Where a new table goes.
     fn place(&self, shape: &Shape, vschema: &VSchema, auto_shard: AutoShard) -> Result<Placement, Error> {
+        if let Some(column) = self.added_vindex(&shape.name)? {
+            return sharded_by(shape, &column);
+        }
         match vschema.table(&shape.name) {
-            Some(TableEntry::Sharded { column, .. }) => {
-                let index = shape.column(column).ok_or_else(|| {
-                    Error::new(
-                        ErrorCode::UnknownColumn,
-                        format!("no such column: {column}, by which the VSchema shards table {}", shape.name),
-                    )
-                })?;
-                if shape.columns[index].generated {
-                    return Err(unsupported(format!(
-                        "sharding {} by the generated column {column} is not supported",
-                        shape.name
-                    )));
-                }
-                Ok(Placement::Sharded(index))
-            }
+            Some(TableEntry::Sharded { column, .. }) => sharded_by(shape, column),
             Some(TableEntry::Unsharded { shard }) => Ok(Placement::Unsharded(
                 shard
                     .as_ref()

@@ -4,6 +4,7 @@
 mod change;
 mod mirror;
 mod table;
+mod vindexes;
 
 use std::collections::BTreeMap;
 
@@ -46,7 +47,7 @@ impl Catalog {
     /// `STORAGE`; `UNSUPPORTED` where the shards are not those its tables were created on.
     pub(crate) fn open(context: &Context, shards: Vec<String>, default_shard: usize) -> Result<Self, Error> {
         let storage = context.open_storage()?;
-        storage.execute_batch(TABLES).map_err(sql_error)?;
+        storage.execute_batch(TABLES).and_then(|()| storage.execute_batch(vindexes::TABLE)).map_err(sql_error)?;
         let known = strings(&storage, "SELECT name FROM _dosql_shards ORDER BY place").map_err(sql_error)?;
         let objects = strings(&storage, "SELECT sql FROM _dosql_objects ORDER BY place").map_err(sql_error)?;
         if known != shards {
@@ -182,6 +183,7 @@ impl Catalog {
             transaction
                 .prepare_cached("INSERT INTO _dosql_tables VALUES (?1, ?2, ?3, ?4, ?5)")?
                 .execute((name, kind, shard, column, vindex))?;
+            transaction.prepare_cached("DELETE FROM _dosql_vindexes WHERE name = ?1")?.execute([name])?;
         }
         transaction.execute("UPDATE _dosql_ddl SET status = 'applied' WHERE version = ?1", [version])?;
         transaction.commit()

@@ -5,6 +5,7 @@ use dosql_proto::{Error, ExecuteResponse, Statement, StatementResult};
 
 use super::Shared;
 use crate::catalog::{Change, Outcome};
+use crate::plan::AddVindex;
 
 impl Shared {
     /// Runs a DDL statement.
@@ -25,6 +26,13 @@ impl Shared {
         };
         let version = self.catalog.borrow().begin_change(sql, request_id)?;
         self.apply(version, sql, &change, call).await
+    }
+
+    /// Notes how a table that is yet to be created is sharded.
+    pub(super) async fn add_vindex(&self, vindex: &AddVindex) -> Result<ExecuteResponse, Error> {
+        let _alone = self.changing.lock().await;
+        self.catalog.borrow().add_vindex(&vindex.table, &vindex.column, &self.vschema)?;
+        Ok(response(String::new()))
     }
 
     /// Finishes a schema change that was interrupted.

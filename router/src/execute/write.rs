@@ -30,6 +30,7 @@ impl Shared {
         let params = statement.params;
         let (parts, reference) = match &plan.step {
             Step::Ddl { sql } => return self.change_schema(sql, &request_id, call).await,
+            Step::AddVindex(vindex) => return self.add_vindex(vindex).await,
             Step::Write { target, sql, reference } => {
                 let shards = self.resolve(target, &params)?;
                 let parts = shards
@@ -261,7 +262,7 @@ impl Shared {
                 let parts = self.insert_parts(insert, statement.params.clone(), call).await?;
                 Ok((parts.into_iter().map(|(shard, _)| shard).collect(), false))
             }
-            Step::Ddl { .. } => Err(unsupported("a schema change in a batch is not supported: send it by itself")),
+            Step::Ddl { .. } | Step::AddVindex(_) => Err(unsupported("a schema change in a batch is not supported: send it by itself")),
             Step::Catalog { .. } | Step::Explain { .. } => {
                 Err(unsupported("PRAGMA, EXPLAIN and sqlite_schema in a batch are not supported"))
             }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Gather, GatherKind, Insert, InsertSource, KeySource, Keys, Plan, Read, Step, Target};
+use super::{AddVindex, Gather, GatherKind, Insert, InsertSource, KeySource, Keys, Plan, Read, Step, Target};
 use dosql_proto::value::Kind;
 
 /// A plan as people read it.
@@ -55,6 +55,10 @@ impl Text<'_> {
                 self.line(0, "ddl: logged, sent to the shards that hold the object, then applied to the catalog");
                 self.line(1, &format!("sql: {sql}"));
                 "ddl"
+            }
+            Step::AddVindex(AddVindex { table, column }) => {
+                self.line(0, &format!("vschema: {table}, when it is created, is sharded by the hash of {column}"));
+                "vschema"
             }
             Step::Read(read) => self.read(0, read),
             Step::Write { target, sql, reference } => {

@@ -2,6 +2,7 @@
 //! key means is decided when parameters are there.
 
 mod aggregate;
+mod alter_vschema;
 mod cache;
 mod dml;
 mod explain;
@@ -13,6 +14,7 @@ use sqlparser::ast::Statement as Ast;
 use sqlparser::dialect::SQLiteDialect;
 use sqlparser::parser::Parser;
 
+pub(crate) use alter_vschema::AddVindex;
 pub(crate) use cache::PlanCache;
 pub(crate) use dml::{Insert, InsertSource, column_default, rows_of};
 pub(crate) use explain::{Explained, explain};
@@ -59,6 +61,8 @@ pub(crate) enum Step {
     Ddl {
         sql: String,
     },
+    /// How a table that is yet to be created is sharded.
+    AddVindex(AddVindex),
 }
 
 /// How rows are read.
@@ -156,6 +160,10 @@ impl Plan {
             let columns = vec![Column { name: "plan".to_owned(), declared_type: String::new() }];
             return Ok(Self { columns, parameter_count, step: Step::Explain { sql: inner } });
         }
+        if AddVindex::begins(&words) {
+            let step = Step::AddVindex(AddVindex::parse(sql)?);
+            return Ok(Self { columns: Vec::new(), parameter_count: 0, step });
+        }
         refuse(first, &words)?;
         let prepared = catalog.mirror.prepare(sql)?;
         let step = if first == "EXPLAIN" || first == "PRAGMA" {
@@ -173,7 +181,7 @@ impl Plan {
 
     /// Whether it may be kept for later.
     pub(crate) fn cacheable(&self) -> bool {
-        !matches!(self.step, Step::Ddl { .. })
+        !matches!(self.step, Step::Ddl { .. } | Step::AddVindex(_))
     }
 }
 

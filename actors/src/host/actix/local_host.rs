@@ -147,7 +147,7 @@ impl Host for LocalHost {
         // An empty name: a private file in the directory for temporary files, deleted when closed.
         let opened = Connection::open("").and_then(|connection| {
             connection.execute_batch(
-                "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA temp_store = FILE; PRAGMA cache_size = -8192",
+                "PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; PRAGMA temp_store = FILE; PRAGMA cache_size = -8192",
             )?;
             Ok(connection)
         });

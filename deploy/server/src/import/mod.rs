@@ -55,8 +55,8 @@ pub(crate) enum ImportError {
     Server(Error),
     #[error(
         "{}, lines {first} to {last}: {error}\n\
-         The {loaded} rows before them are loaded. Of these lines, and of a few thousand after them, each shard has either all of \
-         its rows or none.",
+         The {loaded} rows before these lines are loaded. Of these, and of a few thousand after them, each shard has loaded all \
+         of its rows or none.",
         path.display()
     )]
     Rows { path: PathBuf, first: u64, last: u64, loaded: u64, error: Error },

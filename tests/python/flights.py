@@ -102,7 +102,7 @@ QUERIES = [
     ("SELECT COUNT(DISTINCT tailnum) FROM flights", True),
     ("SELECT tailnum, COUNT(*) AS n FROM flights WHERE tailnum IS NOT NULL GROUP BY tailnum ORDER BY n DESC, tailnum LIMIT 5", True),
     (
-        "SELECT a.carrier, a.flight, b.carrier, b.flight FROM flights a JOIN flights b ON a.tailnum = b.tailnum "
+        "SELECT a.carrier, a.flight, b.carrier AS next_carrier, b.flight AS next_flight FROM flights a JOIN flights b ON a.tailnum = b.tailnum "
         "AND a.month = b.month AND a.day = b.day AND a.dest = b.dest AND a.sched_dep_time < b.sched_dep_time "
         "WHERE a.month = 7 AND b.month = 7 AND a.carrier = 'US' ORDER BY 1, 2, 3, 4",
         True,

@@ -27,7 +27,7 @@ CASES = [
     ("", (), "", ""),
     ("SELECT * FROM nowhere", (), "UNKNOWN_TABLE", "nowhere"),
     ("INSERT INTO nowhere VALUES (1)", (), "UNKNOWN_TABLE", "nowhere"),
-    ("SELECT nothing FROM items", (), "UNKNOWN_COLUMN", "nothing"),
+    ("SELECT missing FROM items", (), "UNKNOWN_COLUMN", "missing"),
     ("SELECT ?, ?", (1,), "PARAMETER_COUNT", "2"),
     ("SELECT * FROM items WHERE id = ?", (1, 2), "PARAMETER_COUNT", "1"),
     ("INSERT INTO strict_items VALUES (1, 'many')", (), "TYPE_MISMATCH", "count"),

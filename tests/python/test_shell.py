@@ -80,7 +80,7 @@ def test_the_interactive_shell_and_its_history(server, tmp_path):
     shell.expect("answer")
     shell.expect("42")
     shell.expect("dosql> ")
-    shell.sendline("SELECT nothing FROM items;")
+    shell.sendline("SELECT missing FROM items;")
     shell.expect("UNKNOWN_COLUMN")
     shell.expect("dosql> ")
     shell.sendline("SELECT 'over two")

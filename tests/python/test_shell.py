@@ -98,6 +98,7 @@ def test_the_interactive_shell_and_its_history(server, tmp_path):
         again.send("\x1b[A")
     again.expect("SELECT 40")
     again.sendcontrol("c")
+    again.expect("\r\n.*dosql> ")
     again.sendeof()
     again.expect(pexpect.EOF)
 

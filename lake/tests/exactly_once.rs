@@ -1,6 +1,13 @@
 //! A history of changes, delivered while every operation on an object fails once, in every way: the mirror holds the shards'
 //! rows and the change log every change once.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and is no actor"
+)]
+
 #[path = "support/reading.rs"]
 mod reading;
 mod support;

@@ -1,5 +1,12 @@
 //! What becomes of values, schema changes, and a buffer that fills.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and is no actor"
+)]
+
 #[path = "support/reading.rs"]
 mod reading;
 mod support;

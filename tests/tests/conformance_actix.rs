@@ -1,5 +1,7 @@
 //! The conformance suite on the actix host, and what only that host has: shared arbiters, a lock, alarms over processes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,6 +1,8 @@
 //! The conformance suite in the simulator, and what only the simulator can show: crashes that lose what was not synced, and
 //! histories that replay.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -1,6 +1,8 @@
 //! The walk through every actor under faults: client, router, shards, change stream, lake. Whatever was acknowledged is in the
 //! shards, once in the change stream and once in the lake, and nothing is anywhere that nobody wrote.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -212,9 +212,7 @@ impl World {
             alarm: Rc::clone(&alarm),
         };
         let context = Context::new(Rc::new(host));
-        let world =
-            Self { objects, now_ms, alarm, lake: None, context, _database: Connection::open(database).unwrap() };
-        world
+        Self { objects, now_ms, alarm, lake: None, context, _database: Connection::open(database).unwrap() }
     }
 
     /// A new incarnation.

@@ -24,6 +24,9 @@ pub(super) type TaskId = u64;
 /// Whose death ends a task.
 pub(super) type Owner = u64;
 
+/// Who waits for a timer; gone where it no longer does.
+type Sleeper = Weak<RefCell<Option<Waker>>>;
+
 /// Runs tasks one poll at a time, the next one chosen by chance among those that can run.
 pub(super) struct Executor {
     pub(super) trace: Rc<Trace>,
@@ -33,7 +36,7 @@ pub(super) struct Executor {
     next_id: Cell<TaskId>,
     tasks: RefCell<BTreeMap<TaskId, Task>>,
     ready: Arc<Mutex<Vec<TaskId>>>,
-    timers: RefCell<BTreeMap<(u64, u64), Weak<RefCell<Option<Waker>>>>>,
+    timers: RefCell<BTreeMap<(u64, u64), Sleeper>>,
 }
 
 struct Task {

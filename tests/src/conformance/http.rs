@@ -37,12 +37,11 @@ impl HttpTarget {
             body.len()
         )?;
         stream.write_all(body)?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
+        let answer = read_answer(&mut stream)?;
         let end =
             answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or_else(|| broken("no end of headers"))?;
         let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
-        let mut content = answer.split_off(end + 4);
+        let mut content = answer[end + 4..].to_vec();
         if head.contains("transfer-encoding: chunked") {
             content = dechunk(&content)?;
         }
@@ -53,6 +52,30 @@ impl HttpTarget {
             Err(broken(&format!("{status}: {}", String::from_utf8_lossy(&content))))
         }
     }
+}
+
+/// Reads up to the end that the answer's headers announce: a server may keep the connection open although it was asked not to.
+fn read_answer(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    let mut piece = [0; 65536];
+    loop {
+        let read = stream.read(&mut piece)?;
+        answer.extend_from_slice(&piece[..read]);
+        if read == 0 || is_whole(&answer) {
+            return Ok(answer);
+        }
+    }
+}
+
+fn is_whole(answer: &[u8]) -> bool {
+    let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
+    let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
+    let content = &answer[end + 4..];
+    if head.contains("transfer-encoding: chunked") {
+        return content.ends_with(b"0\r\n\r\n") && dechunk(content).is_ok();
+    }
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+    length.is_some_and(|length: usize| content.len() >= length)
 }
 
 fn broken(what: &str) -> io::Error {

@@ -262,7 +262,9 @@ impl Shared {
                 let parts = self.insert_parts(insert, statement.params.clone(), call).await?;
                 Ok((parts.into_iter().map(|(shard, _)| shard).collect(), false))
             }
-            Step::Ddl { .. } | Step::AddVindex(_) => Err(unsupported("a schema change in a batch is not supported: send it by itself")),
+            Step::Ddl { .. } | Step::AddVindex(_) => {
+                Err(unsupported("a schema change in a batch is not supported: send it by itself"))
+            }
             Step::Catalog { .. } | Step::Explain { .. } => {
                 Err(unsupported("PRAGMA, EXPLAIN and sqlite_schema in a batch are not supported"))
             }

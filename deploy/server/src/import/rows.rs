@@ -62,6 +62,8 @@ pub(super) struct Requests<'a> {
     reader: Reader<File>,
     record: ByteRecord,
     number: u64,
+    /// What to add to the reader's line numbers: where lines end in CR LF it counts the LF as part of the next record.
+    line_offset: u64,
 }
 
 impl<'a> Requests<'a> {
@@ -75,10 +77,11 @@ impl<'a> Requests<'a> {
         let mut reader = reader(&source.path)?;
         // Also where the file is continued further on: seeking turns off reading the header.
         reader.byte_headers().map_err(|error| csv_error(source, error))?;
+        let line_offset = u64::from(reader.position().line() == 1);
         if let Some(position) = &place.position {
             reader.seek(position.clone()).map_err(|error| csv_error(source, error))?;
         }
-        Ok(Self { source, table, import_id, reader, record: ByteRecord::new(), number: place.number })
+        Ok(Self { source, table, import_id, reader, record: ByteRecord::new(), number: place.number, line_offset })
     }
 
     /// The next request; `None` at the end of the file.
@@ -90,7 +93,7 @@ impl<'a> Requests<'a> {
             if !self.reader.read_byte_record(&mut self.record).map_err(|error| csv_error(self.source, error))? {
                 break;
             }
-            last_line = self.record.position().map_or(0, Position::line);
+            last_line = self.record.position().map_or(0, Position::line) + self.line_offset;
             if rows.is_empty() {
                 first_line = last_line;
             }

@@ -68,20 +68,37 @@ async fn run_command(session: &mut Session, command: &str) -> Result<(), ShellEr
             println!("{HELP}");
             Ok(())
         }
-        (Some("tables"), None, None) => run_one(session, TABLES).await,
+        (Some("tables"), None, None) => print_texts(session, TABLES).await,
         (Some("schema"), table, None) => {
             let only =
                 table.map(|table| format!(" AND tbl_name = '{}'", table.replace('\'', "''"))).unwrap_or_default();
             let sql = format!(
-                "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE '\\_dosql\\_%' ESCAPE '\\'{only} \
+                "SELECT sql || ';' FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE '\\_dosql\\_%' ESCAPE '\\'{only} \
                  ORDER BY tbl_name, type DESC, name"
             );
-            run_one(session, &sql).await
+            print_texts(session, &sql).await
         }
         _ => {
             eprintln!("there is no command .{command}; .help lists them");
             Ok(())
         }
+    }
+}
+
+/// Runs a statement and prints the text of its one column, a line or more each.
+async fn print_texts(session: &mut Session, sql: &str) -> Result<(), ShellError> {
+    match session.texts(sql).await {
+        Ok(texts) => {
+            for text in texts {
+                println!("{text}");
+            }
+            Ok(())
+        }
+        Err(ShellError::Sql(error)) => {
+            eprintln!("{error}");
+            Ok(())
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -9,7 +9,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 use dosql_proto::query_service_client::QueryServiceClient;
-use dosql_proto::{Error, QueryRequest, Statement};
+use dosql_proto::value::Kind;
+use dosql_proto::{Error, QueryRequest, QueryResponse, Statement};
+use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::connection::{DEFAULT_URL, connect};
@@ -86,17 +88,36 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Runs one statement and writes its result as it arrives.
-    async fn run(&mut self, sql: &str, out: &mut impl Write) -> Result<(), ShellError> {
+    async fn query(&mut self, sql: &str) -> Result<Streaming<QueryResponse>, Error> {
         let statement = Statement { sql: sql.to_owned(), params: Vec::new() };
         let request = QueryRequest { statement: Some(statement), ..QueryRequest::default() };
-        let mut responses = self.client.query(request).await.map_err(|status| Error::from(&status))?.into_inner();
+        Ok(self.client.query(request).await.map_err(|status| Error::from(&status))?.into_inner())
+    }
+
+    /// Runs one statement and writes its result as it arrives.
+    async fn run(&mut self, sql: &str, out: &mut impl Write) -> Result<(), ShellError> {
+        let mut responses = self.query(sql).await?;
         let mut printer = Printer::new(self.format, out);
         while let Some(response) = responses.message().await.map_err(|status| Error::from(&status))? {
             printer.print(response)?;
         }
         printer.finish()?;
         Ok(())
+    }
+
+    /// Runs one statement whose only column is TEXT, of which there is little.
+    async fn texts(&mut self, sql: &str) -> Result<Vec<String>, ShellError> {
+        let mut responses = self.query(sql).await?;
+        let mut texts = Vec::new();
+        while let Some(response) = responses.message().await.map_err(|status| Error::from(&status))? {
+            for value in response.rows.into_iter().flat_map(|row| row.values) {
+                match value.kind {
+                    Some(Kind::Text(text)) => texts.push(text),
+                    _ => return Err(Error::internal("the schema has a name that is no text").into()),
+                }
+            }
+        }
+        Ok(texts)
     }
 
     /// Runs statement after statement until one fails, whose line is told where `with_lines`.

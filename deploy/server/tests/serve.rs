@@ -1,0 +1,270 @@
+//! `dosql serve` as its clients see it.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use dosql_proto::cdc_service_client::CdcServiceClient;
+use dosql_proto::query_service_client::QueryServiceClient;
+use dosql_proto::{
+    ERROR_CODE_METADATA, Error, ErrorCode, ExecuteRequest, LoadRequest, QueryRequest, Row, Statement, SubscribeRequest,
+    Value,
+};
+use futures_util::StreamExt as _;
+use serde_json::{Value as Json, json};
+use tonic::transport::Channel;
+
+struct Server {
+    process: Child,
+    grpc: String,
+    http: String,
+}
+
+impl Server {
+    fn start(data_dir: &Path, arguments: &[&str]) -> Self {
+        let mut process = serve(data_dir, arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let ready = lines.find_map(|line| Some(line.unwrap().strip_prefix("dosql is ready ")?.to_owned())).unwrap();
+        let (grpc, http) = ready.split_once(' ').unwrap();
+        let url = |part: &str| format!("http://{}", part.split_once('=').unwrap().1);
+        Self { process, grpc: url(grpc), http: url(http) }
+    }
+
+    /// Asks it to end; returns its exit code.
+    fn stop(mut self) -> Option<i32> {
+        assert!(Command::new("kill").arg(self.process.id().to_string()).status().unwrap().success());
+        self.process.wait().unwrap().code()
+    }
+
+    async fn client(&self) -> QueryServiceClient<Channel> {
+        QueryServiceClient::connect(self.grpc.clone()).await.unwrap()
+    }
+
+    /// `POST path`: the status and the JSON of the answer.
+    fn post(&self, path: &str, body: &[u8]) -> (u16, Json) {
+        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let mut answer = agent.post(format!("{}{path}", self.http)).send(body).unwrap();
+        let text = answer.body_mut().read_to_string().unwrap();
+        (answer.status().as_u16(), serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")))
+    }
+
+    fn sql(&self, sql: &str, params: Json) -> Json {
+        let (status, answer) = self.post("/sql", json!({"sql": sql, "params": params}).to_string().as_bytes());
+        assert_eq!(status, 200, "{sql}: {answer}");
+        answer
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_dosql")).args(arguments).args(["--url", &self.grpc]).output().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Fails where it has ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn serve(data_dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dosql"));
+    command
+        .args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"])
+        .arg(data_dir)
+        .args(arguments);
+    command.env("LOG_LEVEL", "warn").env_remove("SHARD_COUNT");
+    command
+}
+
+fn statement(sql: &str, params: Vec<Value>) -> Option<Statement> {
+    Some(Statement { sql: sql.to_owned(), params })
+}
+
+#[test]
+fn values_go_through_http_unchanged() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), &["--shards", "2"]);
+    server.sql("CREATE TABLE t (id INTEGER PRIMARY KEY, v)", json!([]));
+    let values =
+        json!([i64::MAX, 1.0, "a\u{0}b", null, {"base64": "AP8="}, {"real": "-Infinity"}, {"text_base64": "Yf8="}]);
+    for (id, value) in values.as_array().unwrap().iter().enumerate() {
+        assert_eq!(server.sql("INSERT INTO t VALUES (?, ?)", json!([id, value]))["rows_affected"], 1);
+    }
+    let answer = server.sql("SELECT v FROM t ORDER BY id", json!([]));
+    assert_eq!(answer["columns"], json!(["v"]));
+    let rows: Vec<Json> = values.as_array().unwrap().iter().map(|value| json!([value])).collect();
+    assert_eq!(answer["rows"], Json::Array(rows));
+    // An integer and a real differ in JSON, too.
+    assert!(answer["rows"][0][0].is_i64() && answer["rows"][1][0].is_f64());
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn a_large_result_streams() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), &["--shards", "1"]);
+    server.sql("CREATE TABLE t (id INTEGER PRIMARY KEY, v)", json!([]));
+    server.sql(
+        "INSERT INTO t WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) \
+         SELECT i, printf('%0100d', i) FROM n",
+        json!([]),
+    );
+    let answer = server.sql("SELECT id, v FROM t ORDER BY id", json!([]));
+    let ids: Vec<i64> = answer["rows"].as_array().unwrap().iter().map(|row| row[0].as_i64().unwrap()).collect();
+    assert_eq!(ids, (1..=20_000).collect::<Vec<_>>());
+    assert_eq!(answer["rows_affected"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_input_gets_a_code_and_the_server_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), &["--shards", "2"]);
+    let code = |body: &[u8]| {
+        let (status, answer) = server.post("/sql", body);
+        (status, answer["error"]["code"].as_str().unwrap_or_default().to_owned())
+    };
+    let huge = format!("SELECT '{}'", "x".repeat(100 << 20));
+    for (body, expected) in [
+        (json!({"sql": "SELEC 1"}).to_string(), (400, "SYNTAX_ERROR")),
+        (json!({"sql": "SELECT * FROM nowhere"}).to_string(), (404, "UNKNOWN_TABLE")),
+        (json!({"sql": "SELECT ?, ?", "params": [1]}).to_string(), (400, "PARAMETER_COUNT")),
+        (json!({"sql": huge}).to_string(), (413, "TOO_LARGE")),
+        ("{".to_owned(), (400, "INVALID_REQUEST")),
+    ] {
+        assert_eq!(code(body.as_bytes()), (expected.0, expected.1.to_owned()));
+    }
+    assert_eq!(server.post("/nowhere", b"").1["error"]["code"], "NOT_FOUND");
+    assert_eq!(server.post("/health", b"").0, 405);
+
+    let mut client = server.client().await;
+    let request = |sql: &str| ExecuteRequest { statement: statement(sql, vec![]), ..ExecuteRequest::default() };
+    let status = client.execute(request("SELECT * FROM nowhere")).await.unwrap_err();
+    assert_eq!(status.metadata().get(ERROR_CODE_METADATA).unwrap(), "UNKNOWN_TABLE");
+    assert_eq!(Error::from(&status).code(), ErrorCode::UnknownTable);
+    let status = client.execute(request(&huge)).await.unwrap_err();
+    assert_eq!(Error::from(&status).code(), ErrorCode::TooLarge, "{status}");
+    assert_eq!(server.sql("SELECT 1 + 1", json!([]))["rows"], json!([[2]]));
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_is_answered_at_both_addresses() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), &["--shards", "2", "--auto-shard", "primary-key"]);
+    server.sql("CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)", json!([]));
+    for (index, url) in [&server.grpc, &server.http].into_iter().enumerate() {
+        let mut client = QueryServiceClient::connect(url.clone()).await.unwrap();
+        let first = i64::try_from(index).unwrap() * 1000;
+        let requests: Vec<LoadRequest> = (0..5)
+            .map(|batch| LoadRequest {
+                table: "t".to_owned(),
+                columns: vec!["id".to_owned(), "v".to_owned()],
+                rows: (0..100)
+                    .map(|row| Row { values: vec![Value::from(first + batch * 100 + row), Value::from("text")] })
+                    .collect(),
+                request_id: format!("{index}-{batch}"),
+            })
+            .collect();
+        let expected: Vec<_> = requests.iter().map(|request| (request.request_id.clone(), 100)).collect();
+        let answers = client.load(futures_util::stream::iter(requests)).await.unwrap().into_inner();
+        let answers: Vec<_> = answers.map(|answer| answer.unwrap()).collect().await;
+        let acknowledged: Vec<_> = answers.into_iter().map(|answer| (answer.request_id, answer.rows_loaded)).collect();
+        assert_eq!(acknowledged, expected);
+
+        let query = QueryRequest {
+            statement: statement("SELECT id FROM t WHERE id >= ? ORDER BY id", vec![Value::from(first)]),
+            max_batch_bytes: 500,
+            ..QueryRequest::default()
+        };
+        let batches: Vec<_> = client.query(query).await.unwrap().into_inner().map(Result::unwrap).collect().await;
+        assert!(batches.len() > 2 && batches[0].columns.len() == 1 && batches[1].columns.is_empty());
+        let ids: Vec<Value> = batches.into_iter().flat_map(|batch| batch.rows).flat_map(|row| row.values).collect();
+        assert_eq!(ids, (first..first + 500).map(Value::from).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_arrive_and_resume() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), &["--shards", "2"]);
+    server.sql("CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)", json!([]));
+    let subscribe = |from: String| {
+        let url = format!("{}/cdc?tables=t&from={from}", server.http.replace("http://", "ws://"));
+        tokio_tungstenite::connect_async(url)
+    };
+    let (mut socket, _) = subscribe("latest".to_owned()).await.unwrap();
+    for id in 1..=2 {
+        server.sql("INSERT INTO t VALUES (?, 'x')", json!([id]));
+    }
+    let mut frames: Vec<Json> = Vec::new();
+    while frames.len() < 2 {
+        let message = socket.next().await.unwrap().unwrap();
+        if message.is_text() {
+            frames.push(serde_json::from_str(message.to_text().unwrap()).unwrap());
+        }
+    }
+    let change = |id: i64| json!([{"table": "t", "op": "insert", "key": {"id": id}, "before": null, "after": {"id": id, "v": "x"}}]);
+    assert_eq!((&frames[0]["changes"], &frames[1]["changes"]), (&change(1), &change(2)));
+
+    let (mut again, _) = subscribe(frames[0]["position"].as_str().unwrap().to_owned()).await.unwrap();
+    let message = again.next().await.unwrap().unwrap();
+    assert_eq!(serde_json::from_str::<Json>(message.to_text().unwrap()).unwrap(), frames[1]);
+
+    let mut cdc = CdcServiceClient::connect(server.grpc.clone()).await.unwrap();
+    let request = SubscribeRequest { tables: vec![], from: "earliest".to_owned() };
+    let batch = cdc.subscribe(request).await.unwrap().into_inner().next().await.unwrap().unwrap();
+    assert!(!batch.shards[0].records[0].schema_changes.is_empty());
+
+    let refused = subscribe("shard-0:999".to_owned()).await.unwrap_err();
+    let tokio_tungstenite::tungstenite::Error::Http(answer) = refused else { panic!("{refused}") };
+    let body: Json = serde_json::from_slice(answer.body().as_ref().unwrap()).unwrap();
+    assert_eq!((answer.status().as_u16(), &body["error"]["code"]), (400, &json!("UNKNOWN_POSITION")));
+    // Open subscriptions do not hold up the end.
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn data_and_the_number_of_shards_outlive_the_server() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), &["--shards", "3"]);
+    server.sql("CREATE TABLE t (id INTEGER PRIMARY KEY)", json!([]));
+    server.sql("INSERT INTO t VALUES (7)", json!([]));
+    let second = serve(directory.path(), &[]).output().unwrap();
+    assert!(!second.status.success() && String::from_utf8_lossy(&second.stderr).contains("in use by another process"));
+    assert_eq!(server.stop(), Some(0));
+
+    let other = serve(directory.path(), &["--shards", "4"]).output().unwrap();
+    let message = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(!other.status.success() && message.contains("over 3 shards"), "{message}");
+    let server = Server::start(directory.path(), &[]);
+    assert_eq!(server.sql("SELECT id FROM t", json!([]))["rows"], json!([[7]]));
+}
+
+#[test]
+fn a_file_is_imported_over_the_shards() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(&directory.path().join("data"), &["--shards", "4"]);
+    let file = directory.path().join("rows.csv");
+    let rows: String = (0..10_000).map(|id| format!("{id},{},NA\n", f64::from(id) / 4.0)).collect();
+    std::fs::write(&file, format!("id,quarter,nothing\n{rows}")).unwrap();
+    let file = file.to_str().unwrap();
+    let done = server.run(&["import", file, "--table", "t", "--shard-by", "id", "--null", "NA"]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(
+        server.sql("SELECT COUNT(*), SUM(id), SUM(quarter), COUNT(\"nothing\") FROM t", json!([]))["rows"],
+        json!([[10_000, 49_995_000, 12_498_750.0, 0]])
+    );
+    let shards = server.sql("EXPLAIN SELECT * FROM t", json!([]))["rows"].to_string();
+    assert!(shards.contains("shard-3"), "{shards}");
+
+    let refused = server.run(&["import", file, "--table", "t", "--shard-by", "quarter"]);
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("sharded by id"));
+    std::fs::write(directory.path().join("bad.csv"), "id,other\n1,2\n").unwrap();
+    let bad = server.run(&["import", directory.path().join("bad.csv").to_str().unwrap(), "--table", "t"]);
+    let message = String::from_utf8_lossy(&bad.stderr).into_owned();
+    assert!(
+        !bad.status.success() && message.contains("lines 2 to 2") && message.contains("UNKNOWN_COLUMN"),
+        "{message}"
+    );
+}

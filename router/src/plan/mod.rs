@@ -152,6 +152,13 @@ impl Plan {
             let message = format!("the statement has {} bytes; the limit is {MAX_SQL_BYTES}", sql.len());
             return Err(Error::new(ErrorCode::TooLarge, message));
         }
+        // SQLite would silently stop reading there.
+        if let Some(at) = sql.find('\0') {
+            return Err(Error::new(
+                ErrorCode::SyntaxError,
+                format!("the statement holds a NUL character at byte {at}"),
+            ));
+        }
         let words = sql_text::leading_words(sql, 3);
         let first = words.first().map_or("", String::as_str);
         if first == "EXPLAIN" && words.get(1).is_none_or(|word| word != "QUERY") {
@@ -187,7 +194,7 @@ impl Plan {
 
 /// Refuses statements by their first words.
 fn refuse(first: &str, words: &[String]) -> Result<(), Error> {
-    const READING_PRAGMAS: [&str; 12] = [
+    const READING_PRAGMAS: [&str; 11] = [
         "TABLE_INFO",
         "TABLE_XINFO",
         "TABLE_LIST",
@@ -198,7 +205,6 @@ fn refuse(first: &str, words: &[String]) -> Result<(), Error> {
         "COLLATION_LIST",
         "FUNCTION_LIST",
         "COMPILE_OPTIONS",
-        "ENCODING",
         "PRAGMA_LIST",
     ];
     match first {

@@ -1,0 +1,66 @@
+//! The router over real shards on the embedded host.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests are outside the actors: they have files, an environment and a plain SQLite"
+)]
+
+mod errors;
+mod oracle;
+mod plans;
+
+use dosql_actors::host::actix::{Client, Node, NodeConfig};
+use dosql_actors::runtime::{AutoShard, Call, Settings};
+use dosql_actors::shard::Shard;
+use dosql_proto::{
+    Error, ExecuteRequest, QueryRequest, RouterProtocol, RouterRequest, Row, Statement, StatementResult, Value,
+    router_reply::Reply, router_request::Request,
+};
+use dosql_router::Router;
+
+/// A router and its shards.
+struct Database {
+    _node: Node,
+    client: Client,
+}
+
+impl Database {
+    fn new(name: &str, shards: u32, vschema: &str, auto_shard: AutoShard) -> Self {
+        let data_dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("router-{name}-{shards}"));
+        let _ = std::fs::remove_dir_all(&data_dir);
+        let settings = Settings { shard_count: shards, vschema: vschema.to_owned(), auto_shard, ..Settings::default() };
+        let node = Node::new(NodeConfig { data_dir, arbiters: 2, settings, ..NodeConfig::default() }).unwrap();
+        node.register::<Shard>().unwrap();
+        node.register::<Router>().unwrap();
+        let client = node.client();
+        Self { _node: node, client }
+    }
+
+    async fn ask(&self, request: Request) -> Result<Reply, Error> {
+        let request = RouterRequest { request: Some(request) };
+        let reply = self.client.ask::<RouterProtocol>("default", request, &Call::system()).await?;
+        Ok(reply.reply.unwrap())
+    }
+
+    async fn execute(&self, sql: &str, params: &[Value]) -> Result<StatementResult, Error> {
+        let statement = Some(Statement { sql: sql.to_owned(), params: params.to_vec() });
+        match self.ask(Request::Execute(ExecuteRequest { statement, ..ExecuteRequest::default() })).await? {
+            Reply::Execute(response) => Ok(response.result.unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// All rows, in small batches.
+    async fn stream(&self, sql: &str, params: &[Value]) -> Result<Vec<Row>, Error> {
+        let statement = Some(Statement { sql: sql.to_owned(), params: params.to_vec() });
+        let mut request = Request::Query(QueryRequest { statement, timeout_ms: 0, max_batch_bytes: 64 });
+        let mut rows = Vec::new();
+        loop {
+            let Reply::Rows(batch) = self.ask(request).await? else { panic!("no rows") };
+            rows.extend(batch.rows);
+            if batch.cursor == 0 {
+                return Ok(rows);
+            }
+            request = Request::Fetch(dosql_proto::FetchRequest { cursor: batch.cursor });
+        }
+    }
+}

@@ -71,7 +71,8 @@ impl Mirror {
     pub(crate) fn new(mut connection: Connection, objects: &[String]) -> Result<Self, Error> {
         let (sender, uses) = unbounded();
         connection.authorizer(Some(move |context: AuthContext<'_>| note(&sender, &context))).map_err(sql_error)?;
-        connection.execute_batch("PRAGMA foreign_keys = OFF").map_err(sql_error)?;
+        // A scratch database keeps no journal, but changes are rehearsed here and rolled back.
+        connection.execute_batch("PRAGMA journal_mode = MEMORY; PRAGMA foreign_keys = OFF").map_err(sql_error)?;
         let mirror = Self { connection, uses };
         for sql in objects {
             mirror.connection.execute_batch(sql).map_err(sql_error)?;

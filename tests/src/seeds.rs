@@ -1,6 +1,7 @@
 //! Which histories a randomised test goes through.
 
-/// Seeds 0, 1, 2, ... as many as `DOSQL_SEEDS` says, else `number`; or the one that `DOSQL_SEED` names, to replay a failure.
+/// Seeds 0, 1, 2, ... as many as `DOSQL_SEEDS` says, else `number`, from `DOSQL_FIRST_SEED` on where that is set; or the one
+/// that `DOSQL_SEED` names, to replay a failure.
 ///
 /// # Panics
 /// Where a variable is set to something that is not a number.
@@ -15,6 +16,9 @@ pub fn seeds(number: u64) -> Vec<u64> {
     };
     match variable("DOSQL_SEED") {
         Some(seed) => vec![seed],
-        None => (0..variable("DOSQL_SEEDS").unwrap_or(number)).collect(),
+        None => {
+            let first = variable("DOSQL_FIRST_SEED").unwrap_or(0);
+            (first..first + variable("DOSQL_SEEDS").unwrap_or(number)).collect()
+        }
     }
 }

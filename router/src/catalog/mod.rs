@@ -28,6 +28,14 @@ CREATE TABLE IF NOT EXISTS _dosql_ddl (
 );
 ";
 
+/// A schema change that was interrupted.
+pub(crate) struct PendingChange {
+    pub(crate) version: i64,
+    pub(crate) sql: String,
+    /// Whether a shard has refused it, so that it is to be taken back from the others.
+    pub(crate) undoing: bool,
+}
+
 /// The schema and where everything is.
 pub(crate) struct Catalog {
     storage: Connection,
@@ -121,13 +129,14 @@ impl Catalog {
         Ok(self.storage.last_insert_rowid())
     }
 
-    /// The schema change that is not finished, if one is: its version and text.
-    pub(crate) fn pending_change(&self) -> Result<Option<(i64, String)>, Error> {
+    /// The schema change that is not finished, if one is.
+    pub(crate) fn pending_change(&self) -> Result<Option<PendingChange>, Error> {
         self.storage
             .query_row(
-                "SELECT version, sql FROM _dosql_ddl WHERE status = 'pending' ORDER BY version LIMIT 1",
+                "SELECT version, sql, status = 'undoing' FROM _dosql_ddl WHERE status IN ('pending', 'undoing')
+                 ORDER BY version LIMIT 1",
                 [],
-                |row| Ok((row.get(0)?, row.get(1)?)),
+                |row| Ok(PendingChange { version: row.get(0)?, sql: row.get(1)?, undoing: row.get(2)? }),
             )
             .optional()
             .map_err(sql_error)
@@ -144,23 +153,53 @@ impl Catalog {
             .map_err(sql_error)
     }
 
-    /// Notes that the shards refused a schema change.
+    /// Notes that a shard refused a schema change: from now on it is taken back from the others, whatever happens meanwhile.
+    pub(crate) fn begin_undo(&self, version: i64, error: &Error) -> Result<(), Error> {
+        self.set_status(version, "undoing", error)
+    }
+
+    /// Notes that a schema change was refused and is nowhere any more.
     pub(crate) fn fail_change(&self, version: i64, error: &Error) -> Result<(), Error> {
+        self.set_status(version, "failed", error)
+    }
+
+    fn set_status(&self, version: i64, status: &str, error: &Error) -> Result<(), Error> {
         self.storage
             .execute(
-                "UPDATE _dosql_ddl SET status = 'failed', error = ?2 WHERE version = ?1",
-                (version, error.to_string()),
+                "UPDATE _dosql_ddl SET status = ?2, error = ?3 WHERE version = ?1",
+                (version, status, error.to_string()),
             )
             .map_err(sql_error)?;
         Ok(())
     }
 
-    /// Takes over a schema change that every shard has applied.
+    /// Takes over a schema change that every shard has applied. Where it cannot be stored nothing changes here, and it is
+    /// still pending.
     pub(crate) fn finish_change(&mut self, version: i64, sql: &str, change: &Change) -> Result<(), Error> {
-        self.mirror.connection.execute_batch(sql).map_err(sql_error)?;
-        self.save(version, &change.placements).map_err(sql_error)?;
-        self.tables = self.read_tables().map_err(sql_error)?;
+        self.mirror.connection.execute_batch("SAVEPOINT _dosql_change").map_err(sql_error)?;
+        let taken = self.take_over(version, sql, change);
+        let end = match taken {
+            Ok(_) => "RELEASE _dosql_change",
+            Err(_) => "ROLLBACK TO _dosql_change; RELEASE _dosql_change",
+        };
+        self.mirror.connection.execute_batch(end).map_err(sql_error)?;
+        self.tables = taken?;
         Ok(())
+    }
+
+    fn take_over(&self, version: i64, sql: &str, change: &Change) -> Result<BTreeMap<String, Table>, Error> {
+        self.mirror.connection.execute_batch(sql).map_err(sql_error)?;
+        let mut tables = BTreeMap::new();
+        for (name, shape) in table::shapes(&self.mirror.connection).map_err(sql_error)? {
+            let (placement, _) = change
+                .placements
+                .get(&name)
+                .ok_or_else(|| Error::internal(format!("the schema change says nothing of table {name}")))?;
+            tables.insert(name, Table { shape, placement: placement.clone() });
+        }
+        // The last thing that may fail.
+        self.save(version, &change.placements).map_err(sql_error)?;
+        Ok(tables)
     }
 
     fn save(&self, version: i64, placements: &BTreeMap<String, (Placement, Option<String>)>) -> rusqlite::Result<()> {

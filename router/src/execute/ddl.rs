@@ -1,10 +1,10 @@
 //! Schema changes: rehearsed, logged, sent to the shards, then taken over. One at a time.
 
 use dosql_actors::Call;
-use dosql_proto::{Error, ExecuteResponse, Statement, StatementResult};
+use dosql_proto::{Error, ErrorCode, ExecuteResponse, Statement, StatementResult};
 
 use super::Shared;
-use crate::catalog::{Change, Outcome};
+use crate::catalog::{Change, Outcome, PendingChange};
 use crate::plan::AddVindex;
 
 impl Shared {
@@ -41,11 +41,18 @@ impl Shared {
         self.resume(call).await
     }
 
+    /// The answer to a schema change that is sent again after it was applied, though it no longer fits the schema.
+    pub(super) fn applied_before(&self, request_id: &str) -> Result<Option<ExecuteResponse>, Error> {
+        let applied = !request_id.is_empty() && self.catalog.borrow().was_applied(request_id)?;
+        Ok(applied.then(|| response(String::new())))
+    }
+
     async fn resume(&self, call: &Call) -> Result<(), Error> {
         loop {
             let pending = self.catalog.borrow().pending_change()?;
-            let Some((version, sql)) = pending else { return Ok(()) };
+            let Some(PendingChange { version, sql, undoing }) = pending else { return Ok(()) };
             let outcome = match self.rehearse(&sql) {
+                Ok(Outcome::Change(change)) if undoing => self.undo(version, &change, call).await,
                 Ok(Outcome::Change(change)) => self.apply(version, &sql, &change, call).await.map(|_| ()),
                 // It was accepted before it was logged, on the same schema.
                 Ok(Outcome::Nothing) => Err(Error::internal("the logged schema change changes nothing")),
@@ -53,7 +60,7 @@ impl Shared {
             };
             match outcome {
                 Ok(()) => {}
-                Err(error) if super::shards::transient(&error) => return Err(error),
+                Err(error) if interrupted(&error) => return Err(error),
                 Err(error) => {
                     tracing::warn!(version, %error, "an interrupted schema change was refused");
                     self.catalog.borrow().fail_change(version, &error)?;
@@ -69,6 +76,37 @@ impl Shared {
 
     /// Sends a logged change to its shards and takes it over; one that a shard refuses is taken back from the others.
     async fn apply(&self, version: i64, sql: &str, change: &Change, call: &Call) -> Result<ExecuteResponse, Error> {
+        let (written, refused) = self.send_change(version, change, call).await?;
+        if let Some(error) = refused {
+            self.catalog.borrow().begin_undo(version, &error)?;
+            self.take_back(version, change, &written, call).await?;
+            self.catalog.borrow().fail_change(version, &error)?;
+            return Err(error);
+        }
+        self.catalog.borrow_mut().finish_change(version, sql, change)?;
+        self.plans.borrow_mut().clear();
+        Ok(response(self.bookmark(written)))
+    }
+
+    /// Goes on taking a change back. A shard that has applied it says so again; one that had refused it may apply it now, and
+    /// is undone likewise.
+    async fn undo(&self, version: i64, change: &Change, call: &Call) -> Result<(), Error> {
+        let (written, refused) = self.send_change(version, change, call).await?;
+        self.take_back(version, change, &written, call).await?;
+        let error = refused.unwrap_or_else(|| Error::internal("another shard had refused it"));
+        self.catalog.borrow().fail_change(version, &error)
+    }
+
+    /// The shards that have applied a change, with the LSN, and why another refused it.
+    ///
+    /// # Errors
+    /// Where a shard may have applied it or not.
+    async fn send_change(
+        &self,
+        version: i64,
+        change: &Change,
+        call: &Call,
+    ) -> Result<(Vec<(usize, u64)>, Option<Error>), Error> {
         let outcomes = self
             .on_each(change.shards.clone(), |shard| {
                 let statement = Statement { sql: change.sql.clone(), params: Vec::new() };
@@ -83,24 +121,32 @@ impl Shared {
         for (shard, outcome) in outcomes {
             match outcome {
                 Ok(executed) => written.push((shard, executed.lsn)),
-                Err(error) if super::shards::transient(&error) => return Err(error),
+                Err(error) if interrupted(&error) => return Err(error),
                 Err(error) => refused = Some(error),
             }
         }
-        if let Some(error) = refused {
-            if let Some(undo) = &change.undo {
-                for (shard, _) in &written {
-                    let statement = Statement { sql: undo.clone(), params: Vec::new() };
-                    self.execute_on(*shard, vec![statement], format!("ddl-{version}-undo"), call).await?;
-                }
-            }
-            self.catalog.borrow().fail_change(version, &error)?;
-            return Err(error);
-        }
-        self.catalog.borrow_mut().finish_change(version, sql, change)?;
-        self.plans.borrow_mut().clear();
-        Ok(response(self.bookmark(written)))
+        Ok((written, refused))
     }
+
+    async fn take_back(
+        &self,
+        version: i64,
+        change: &Change,
+        written: &[(usize, u64)],
+        call: &Call,
+    ) -> Result<(), Error> {
+        let Some(undo) = &change.undo else { return Ok(()) };
+        for (shard, _) in written {
+            let statement = Statement { sql: undo.clone(), params: Vec::new() };
+            self.execute_on(*shard, vec![statement], format!("ddl-{version}-undo"), call).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a change that ended with this is to be taken up again: nobody has refused it.
+fn interrupted(error: &Error) -> bool {
+    super::shards::transient(error) || error.code() == ErrorCode::Storage
 }
 
 fn response(bookmark: String) -> ExecuteResponse {

@@ -107,7 +107,10 @@ impl Shared {
     async fn execute(&self, request: ExecuteRequest, call: &Call) -> Result<ExecuteResponse, Error> {
         let statement = required(request.statement)?;
         let call = self.limited(call, request.timeout_ms);
-        let plan = self.plan(&statement.sql)?;
+        let plan = match self.plan(&statement.sql) {
+            Ok(plan) => plan,
+            Err(error) => return self.applied_before(&request.request_id)?.ok_or(error),
+        };
         check_count(&plan, &statement.params)?;
         if plan.read().is_none() && !matches!(plan.step, Step::Catalog { .. } | Step::Explain { .. }) {
             return self.write(&plan, statement, request.request_id, &call).await;

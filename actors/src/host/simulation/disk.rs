@@ -177,6 +177,9 @@ impl DiskState {
             }
             return;
         }
+        let mut counts = self.counts.get();
+        counts.power_failures += 1;
+        self.counts.set(counts);
         let mut deleted = self.deleted.borrow_mut();
         let returning: Vec<String> = deleted.keys().filter(|name| belongs(name)).cloned().collect();
         for name in returning {

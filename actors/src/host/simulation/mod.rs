@@ -24,6 +24,7 @@ mod random;
 mod simulated_host;
 mod system;
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -113,6 +114,12 @@ impl Simulation {
         self.core.executor.trace.value()
     }
 
+    /// How often actors of each kind were killed.
+    #[must_use]
+    pub fn deaths(&self) -> BTreeMap<String, u64> {
+        self.core.deaths.borrow().clone()
+    }
+
     /// How often each kind of fault has struck, for tests that must not pass because nothing happened.
     #[must_use]
     pub fn faults(&self) -> FaultCounts {
@@ -135,6 +142,8 @@ pub struct FaultCounts {
     pub duplicated: u64,
     /// Actors killed.
     pub crashes: u64,
+    /// Of these, those that lost what they had not synced.
+    pub power_failures: u64,
     /// Reads, writes and syncs that failed.
     pub io_errors: u64,
     /// Object operations that failed.

@@ -32,6 +32,8 @@ pub(super) struct Core {
     pub(super) objects: Objects,
     pub(super) isolated: RefCell<BTreeSet<String>>,
     pub(super) counts: Rc<Cell<FaultCounts>>,
+    /// Actors killed, by kind.
+    pub(super) deaths: RefCell<BTreeMap<String, u64>>,
     kinds: RefCell<BTreeMap<&'static str, Drive>>,
     processes: RefCell<BTreeMap<String, Process>>,
     /// The last alarm each actor set, in milliseconds since the epoch; kept by the platform, so it survives the actor.
@@ -54,6 +56,7 @@ impl Core {
             objects: Objects::default(),
             isolated: RefCell::default(),
             counts,
+            deaths: RefCell::default(),
             kinds: RefCell::default(),
             processes: RefCell::default(),
             alarms: RefCell::default(),
@@ -148,6 +151,7 @@ impl Core {
         };
         self.executor.trace.record("crash", &[life]);
         self.count(|counts| counts.crashes += 1);
+        *self.deaths.borrow_mut().entry(address.kind.clone()).or_default() += 1;
         // The disk first: what the tasks drop must not reach it any more.
         self.disk.crash(life, &address);
         self.executor.cancel_owner(life);

@@ -11,6 +11,7 @@ pub mod host;
 pub mod probe;
 pub mod runtime;
 pub mod shard;
+pub mod sql_hooks;
 pub mod sql_value;
 #[cfg(test)]
 mod test_world;

@@ -169,7 +169,8 @@ fn coded(cause: ffi::Error, message: String) -> Error {
         _ => by_message(&message),
     };
     match code {
-        ErrorCode::Storage | ErrorCode::DeadlineExceeded => Error::retryable(code, message, 0),
+        ErrorCode::DeadlineExceeded => Error::retryable(code, "the statement ran beyond its deadline", 0),
+        ErrorCode::Storage => Error::retryable(code, message, 0),
         _ => Error::new(code, message),
     }
 }

@@ -11,8 +11,9 @@ use rusqlite::hooks::{Action, PreUpdateCase};
 use rusqlite::types::ValueRef;
 
 use super::encoding::{Change, put_change, put_value};
-use super::guard::{Guard, ThreadBound};
+use super::guard::Guard;
 use super::schema::TableShape;
+use crate::sql_hooks::ThreadBound;
 use crate::sql_value::sql_error;
 
 /// Most bytes one transaction's record may take.

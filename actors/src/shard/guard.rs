@@ -8,6 +8,7 @@ use rusqlite::Connection;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization, TransactionOperation};
 
 use crate::runtime::Context;
+use crate::sql_hooks::{self, ThreadBound};
 use crate::sql_value::sql_error;
 
 /// Every statement of the shard's own begins so. Statements are cached by their text, and a cached one is not authorised
@@ -26,9 +27,6 @@ pub(super) const OWN_PREFIX: &str = "_dosql_";
 
 /// Longest statement text, in bytes.
 pub(super) const MAX_SQL_BYTES: usize = 1 << 20;
-
-/// Virtual machine steps between two looks at the clock.
-const STEPS_PER_LOOK: i32 = 10_000;
 
 /// PRAGMAs that only tell, with whatever argument.
 const TELLING_PRAGMAS: [&str; 10] = [
@@ -64,23 +62,6 @@ const READABLE_PRAGMAS: [&str; 16] = [
     "user_version",
 ];
 
-/// Lets a hook that SQLite keeps hold what stays on the actor's thread.
-pub(super) struct ThreadBound<T>(T);
-
-impl<T> ThreadBound<T> {
-    pub(super) fn new(value: T) -> Self {
-        Self(value)
-    }
-
-    pub(super) fn get(&self) -> &T {
-        &self.0
-    }
-}
-
-// SAFETY: rusqlite asks for `Send` because a connection may move between threads. A shard owns its connection privately and is
-// itself not `Send` (it holds its `Context`), so its hooks are made, called and dropped on one thread.
-unsafe impl<T> Send for ThreadBound<T> {}
-
 /// Shared between a shard and its connection's hooks.
 #[derive(Default)]
 pub(super) struct Guard {
@@ -109,17 +90,14 @@ impl Guard {
         let guard = Rc::new(Self::default());
         let bound = ThreadBound::new(Rc::clone(&guard));
         connection.authorizer(Some(move |asked: AuthContext<'_>| bound.get().authorize(&asked))).map_err(sql_error)?;
-        let bound = ThreadBound::new((Rc::clone(&guard), context.clone()));
-        connection
-            .progress_handler(
-                STEPS_PER_LOOK,
-                Some(move || {
-                    let (guard, context) = bound.get();
-                    let deadline_ms = guard.deadline_ms.get();
-                    deadline_ms != 0 && !guard.own.get() && context.now_ms() > deadline_ms
-                }),
-            )
-            .map_err(sql_error)?;
+        let clock = Rc::clone(&guard);
+        sql_hooks::end_statements(
+            connection,
+            context,
+            move || {
+                if clock.own.get() { 0 } else { clock.deadline_ms.get() }
+            },
+        )?;
         Ok(guard)
     }
 
@@ -147,9 +125,6 @@ impl Guard {
     pub(super) fn explain(&self, error: Error) -> Error {
         match (error.code(), self.refused.take()) {
             (_, Some(what)) => Error::new(ErrorCode::Unsupported, what),
-            (ErrorCode::DeadlineExceeded, _) => {
-                Error::retryable(ErrorCode::DeadlineExceeded, "the statement ran beyond its deadline", 0)
-            }
             _ => error,
         }
     }

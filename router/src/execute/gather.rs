@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use dosql_actors::Call;
+use dosql_actors::sql_hooks;
 use dosql_actors::sql_value::{self, Param, sql_error};
 use dosql_proto::{Error, ErrorCode, FetchRequest, Row, Statement, Value, shard_request::Request};
 use futures_util::stream::{self, StreamExt};
@@ -55,7 +56,9 @@ impl Shared {
     }
 
     async fn gather_once(&self, gather: &Gather, params: &[Value], call: &Call) -> Result<Connection, Error> {
-        let scratch = self.context.open_scratch()?;
+        let mut scratch = self.context.open_scratch()?;
+        let deadline_ms = call.deadline_ms;
+        sql_hooks::end_statements(&mut scratch, &self.context, move || deadline_ms)?;
         scratch.execute_batch("PRAGMA foreign_keys = OFF; BEGIN").map_err(sql_error)?;
         let mut work = Vec::new();
         for input in &gather.inputs {
@@ -124,7 +127,7 @@ fn insert(scratch: &Connection, sql: &str, rows: &[Row]) -> rusqlite::Result<()>
 
 /// Runs the finishing statement. Rows beyond the first batch are kept in a table of their own, in their order.
 fn finish(
-    scratch: Connection,
+    mut scratch: Connection,
     gather: &Gather,
     params: &[Value],
     width: usize,
@@ -164,5 +167,7 @@ fn finish(
         }
         scratch.execute_batch("COMMIT").map_err(sql_error)?;
     }
+    // The pages of the result have deadlines of their own.
+    scratch.progress_handler(0, None::<fn() -> bool>).map_err(sql_error)?;
     Ok((rows, more.then_some(Cursor::Scratch { connection: scratch, last: 0, width, max_bytes })))
 }

@@ -1,4 +1,6 @@
 //! The router over real shards on the embedded host.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(
     clippy::disallowed_methods,
     reason = "tests are outside the actors: they have files, an environment and a plain SQLite"

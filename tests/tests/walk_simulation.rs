@@ -156,17 +156,26 @@ impl Client {
         }
     }
 
-    /// Changes the schema, however often that takes.
-    async fn change_schema(&self, sql: &str) -> Result<(), Failure> {
+    /// Changes the schema, however often that takes, or is told why not.
+    async fn change_schema(&self, sql: &str) -> Result<Result<(), Error>, Failure> {
         let request = Request::Execute(sql.to_owned(), Vec::new());
         for _ in 0..200 {
             match self.send(&request, sql).await {
-                Ok(_) => return Ok(()),
-                Err(error) if !error.retryable => return Err(stopped(sql)(error)),
-                Err(_) => self.simulation.sleep(Duration::from_millis(200)).await,
+                Err(error) if error.retryable => self.simulation.sleep(Duration::from_millis(200)).await,
+                definite => return Ok(definite.map(|_| ())),
             }
         }
         Err(Failure::Stopped(format!("{sql}: 200 attempts failed")))
+    }
+
+    /// Changes the schema in a way that shards without rows allow and those with rows refuse. What some have done is to be
+    /// undone: later writes fail where it is not.
+    async fn change_schema_in_vain(&self) -> Result<(), Failure> {
+        let sql = "ALTER TABLE t ADD COLUMN x INTEGER NOT NULL";
+        match self.change_schema(sql).await? {
+            Err(error) if error.message.contains("NOT NULL") => Ok(()),
+            other => Err(Failure::Wrong(format!("{sql}, where there are rows: {other:?}"))),
+        }
     }
 
     /// Rows that exist and whose fate is known.
@@ -231,10 +240,17 @@ impl Client {
     /// Writes through a storm.
     async fn write(&mut self) -> Result<(), Failure> {
         // Plain, so that one that was carried out and sent again is refused unless it is recognised.
-        self.change_schema("CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)").await?;
+        let create = "CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)";
+        self.change_schema(create).await?.map_err(stopped(create))?;
+        let mut in_vain = false;
         for number in 0..WRITES {
+            if !in_vain && !self.settled(1).is_empty() {
+                in_vain = true;
+                self.change_schema_in_vain().await?;
+            }
             if number == WRITES / 2 {
-                self.change_schema("ALTER TABLE t ADD COLUMN w INTEGER").await?;
+                let alter = "ALTER TABLE t ADD COLUMN w INTEGER";
+                self.change_schema(alter).await?.map_err(stopped(alter))?;
             }
             let write = self.next_write(number);
             let mut acknowledged = false;

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use dosql_actors::Context;
 use dosql_actors::sql_value::sql_error;
 use dosql_proto::{Error, ErrorCode};
+use prost::Message;
 use rusqlite::{Connection, OptionalExtension};
 
 pub(crate) use change::{Change, Outcome, unsupported};
@@ -24,7 +25,7 @@ CREATE TABLE IF NOT EXISTS _dosql_tables (
   name TEXT PRIMARY KEY, placement TEXT NOT NULL, shard INTEGER, vindex_column TEXT, vindex TEXT
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS _dosql_ddl (
-  version INTEGER PRIMARY KEY, sql TEXT NOT NULL, request_id TEXT NOT NULL, status TEXT NOT NULL, error TEXT
+  version INTEGER PRIMARY KEY, sql TEXT NOT NULL, request_id TEXT NOT NULL, status TEXT NOT NULL, error BLOB
 );
 ";
 
@@ -142,15 +143,24 @@ impl Catalog {
             .map_err(sql_error)
     }
 
-    /// Whether the schema change of this request was applied before.
-    pub(crate) fn was_applied(&self, request_id: &str) -> Result<bool, Error> {
-        self.storage
+    /// What came of the schema change of this request, where it was applied or refused before.
+    pub(crate) fn outcome(&self, request_id: &str) -> Result<Option<Result<(), Error>>, Error> {
+        let error: Option<Option<Vec<u8>>> = self
+            .storage
             .query_row(
-                "SELECT EXISTS (SELECT 1 FROM _dosql_ddl WHERE request_id = ?1 AND status = 'applied')",
+                "SELECT error FROM _dosql_ddl WHERE request_id = ?1 AND status IN ('applied', 'failed')
+                 ORDER BY version LIMIT 1",
                 [request_id],
                 |row| row.get(0),
             )
-            .map_err(sql_error)
+            .optional()
+            .map_err(sql_error)?;
+        Ok(match error {
+            None => None,
+            Some(None) => Some(Ok(())),
+            Some(Some(bytes)) => Some(Err(Error::decode(bytes.as_slice())
+                .map_err(|error| Error::internal(format!("the log of schema changes: {error}")))?)),
+        })
     }
 
     /// Notes that a shard refused a schema change: from now on it is taken back from the others, whatever happens meanwhile.
@@ -167,7 +177,7 @@ impl Catalog {
         self.storage
             .execute(
                 "UPDATE _dosql_ddl SET status = ?2, error = ?3 WHERE version = ?1",
-                (version, status, error.to_string()),
+                (version, status, error.encode_to_vec()),
             )
             .map_err(sql_error)?;
         Ok(())

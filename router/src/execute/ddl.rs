@@ -17,8 +17,8 @@ impl Shared {
     ) -> Result<ExecuteResponse, Error> {
         let _alone = self.changing.lock().await;
         self.resume(call).await?;
-        if self.catalog.borrow().was_applied(request_id)? {
-            return Ok(response(String::new()));
+        if let Some(outcome) = self.catalog.borrow().outcome(request_id)? {
+            return outcome.map(|()| response(String::new()));
         }
         let change = match self.rehearse(sql)? {
             Outcome::Nothing => return Ok(response(String::new())),
@@ -43,7 +43,7 @@ impl Shared {
 
     /// The answer to a schema change that is sent again after it was applied, though it no longer fits the schema.
     pub(super) fn applied_before(&self, request_id: &str) -> Result<Option<ExecuteResponse>, Error> {
-        let applied = !request_id.is_empty() && self.catalog.borrow().was_applied(request_id)?;
+        let applied = !request_id.is_empty() && matches!(self.catalog.borrow().outcome(request_id)?, Some(Ok(())));
         Ok(applied.then(|| response(String::new())))
     }
 

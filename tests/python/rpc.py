@@ -98,9 +98,11 @@ class Client:
         except grpc.RpcError as error:
             raise RpcError(error) from error
 
-    def query(self, sql: str, *params, max_batch_bytes: int = 0) -> tuple[list[str], list[tuple]]:
+    def query(self, sql: str, *params, max_batch_bytes: int = 0, timeout_ms: int = 0) -> tuple[list[str], list[tuple]]:
         """The columns' names, and all rows of the stream."""
-        request = query_pb2.QueryRequest(statement=statement(sql, *params), max_batch_bytes=max_batch_bytes)
+        request = query_pb2.QueryRequest(
+            statement=statement(sql, *params), max_batch_bytes=max_batch_bytes, timeout_ms=timeout_ms
+        )
         names, rows = [], []
         try:
             for response in self.service.Query(request, timeout=120):

@@ -132,9 +132,9 @@ class Server:
             raise SqlError(answer.status_code, answer.json())
         return answer.json()
 
-    def subscribe(self, from_: str = "earliest", tables: str = ""):
+    def subscribe(self, from_: str = "earliest", tables: str = "", format: str = "json"):
         """A WebSocket on the change stream; iterate `frames` over it."""
-        query = f"from={from_}&format=json" + (f"&tables={tables}" if tables else "")
+        query = f"from={from_}&format={format}" + (f"&tables={tables}" if tables else "")
         return connect(f"ws://{self.http_address}/cdc?{query}", max_size=None, compression=None)
 
     def shell(self, *arguments: str, input: str | None = None) -> subprocess.CompletedProcess:

@@ -107,6 +107,29 @@ def test_the_change_stream(rpc):
     call.cancel()
 
 
+def test_the_change_stream_in_protobuf_frames(server, rpc):
+    position = rpc.execute("INSERT INTO items VALUES (31, 'thirty-one', 1.0)").bookmark
+    rpc.execute("INSERT INTO items VALUES (32, 'thirty-two', NULL)")
+    with server.subscribe(position, "items", format="protobuf") as socket:
+        batch = cdc_pb2.ChangeBatch.FromString(socket.recv(timeout=30))
+    (change,) = batch.shards[0].records[0].changes
+    assert [decode(value) for value in change.after.values] == [32, "thirty-two", None]
+    assert batch.position
+
+
+@pytest.mark.parametrize("source", ["items", "spread"])
+def test_a_statement_without_end_ends_at_its_deadline(rpc, source):
+    if source == "spread":
+        rpc.execute("ALTER VSCHEMA ON spread ADD VINDEX hash(id) USING hash")
+        rpc.execute("CREATE TABLE spread (id INTEGER PRIMARY KEY)")
+        rpc.execute("INSERT INTO spread VALUES (1), (2), (3)")
+    endless = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n, {source}"
+    with pytest.raises(RpcError) as failed:
+        rpc.query(endless, timeout_ms=500)
+    assert failed.value.code == "DEADLINE_EXCEEDED"
+    assert rpc.query("SELECT 1 AS one") == (["one"], [(1,)])
+
+
 def test_health_and_reflection(server, rpc):
     health = health_pb2_grpc.HealthStub(rpc.channel)
     for service in ("", "dosql.v1.QueryService"):

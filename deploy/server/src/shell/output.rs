@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use clap::ValueEnum;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{Cell, CellAlignment, Table};
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 use dosql_proto::json::JsonValue;
 use dosql_proto::value::Kind;
 use dosql_proto::{Column, QueryResponse, Row, Value};
@@ -103,6 +103,10 @@ impl<'a, W: Write> Printer<'a, W> {
 
     fn print_table(&mut self) -> io::Result<()> {
         let mut table = Table::new();
+        // On a terminal, cells wrap within it; into a file or a pipe, a row stays one line.
+        if let Some((_, width)) = console::Term::stdout().size_checked() {
+            table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+        }
         table.load_preset(UTF8_FULL_CONDENSED);
         table.set_header(self.columns.iter().map(|column| column.name.as_str()));
         for row in self.waiting.drain(..) {

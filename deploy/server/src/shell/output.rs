@@ -40,6 +40,9 @@ pub(super) struct Printer<'a, W: Write> {
     affected: u64,
 }
 
+/// Columns narrower than this, borders included, cannot be read.
+const NARROWEST_CELL: usize = 10;
+
 impl<'a, W: Write> Printer<'a, W> {
     pub(super) fn new(format: Format, out: &'a mut W) -> Self {
         Self { out, format, columns: Vec::new(), waiting: Vec::new(), rows: 0, affected: 0 }
@@ -102,17 +105,36 @@ impl<'a, W: Write> Printer<'a, W> {
     }
 
     fn print_table(&mut self) -> io::Result<()> {
+        let rows: Vec<Vec<Cell>> = self.waiting.drain(..).map(|row| row.values.iter().map(cell).collect()).collect();
         let mut table = Table::new();
-        // On a terminal, cells wrap within it; into a file or a pipe, a row stays one line.
-        if let Some((_, width)) = console::Term::stdout().size_checked() {
-            table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
-        }
         table.load_preset(UTF8_FULL_CONDENSED);
         table.set_header(self.columns.iter().map(|column| column.name.as_str()));
-        for row in self.waiting.drain(..) {
-            table.add_row(row.values.iter().map(cell));
+        // Into a file or a pipe a row stays one line, however long.
+        if let Some((_, width)) = console::Term::stdout().size_checked() {
+            if self.columns.len() * NARROWEST_CELL > usize::from(width) {
+                table.add_rows(rows.iter().cloned());
+                if table.lines().any(|line| console::measure_text_width(&line) > usize::from(width)) {
+                    return self.print_records(&rows);
+                }
+                return writeln!(self.out, "{table}");
+            }
+            table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
         }
+        table.add_rows(rows);
         writeln!(self.out, "{table}")
+    }
+
+    /// A line a value, for rows of too many columns to stand side by side.
+    fn print_records(&mut self, rows: &[Vec<Cell>]) -> io::Result<()> {
+        let names = self.columns.iter().map(|column| console::measure_text_width(&column.name)).max().unwrap_or(0);
+        for row in rows {
+            writeln!(self.out, "{}", "─".repeat(names + 1))?;
+            for (column, cell) in self.columns.iter().zip(row) {
+                let name = console::pad_str(&column.name, names, console::Alignment::Left, None);
+                writeln!(self.out, "{name}  {}", cell.content())?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -77,6 +77,18 @@ impl Call {
         }
     }
 
+    /// An envelope of this call, from one actor (or from outside) to another.
+    #[must_use]
+    pub fn envelope(&self, to: Address, from: Option<Address>) -> Envelope {
+        Envelope {
+            to: Some(to),
+            from,
+            deadline_ms: self.deadline_ms,
+            trace_id: self.trace_id.clone(),
+            caller: self.caller.clone(),
+        }
+    }
+
     /// The same call with a deadline `timeout_ms` from now, or its own where that is sooner.
     #[must_use]
     pub fn within(&self, now_ms: u64, timeout_ms: u64) -> Self {
@@ -180,13 +192,7 @@ impl Context {
     ) -> impl Future<Output = Result<P::Reply, Error>> + 'static {
         let to = Address::new(P::KIND, name);
         let now_ms = self.now_ms();
-        let envelope = Envelope {
-            to: Some(to.clone()),
-            from: Some(self.address().clone()),
-            deadline_ms: call.deadline_ms,
-            trace_id: call.trace_id.clone(),
-            caller: call.caller.clone(),
-        };
+        let envelope = call.envelope(to.clone(), Some(self.address().clone()));
         let deadline_ms = call.deadline_ms;
         let host = Rc::clone(&self.host);
         async move {

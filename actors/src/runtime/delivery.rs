@@ -3,7 +3,8 @@
 use std::any::Any;
 
 use bytes::Bytes;
-use dosql_proto::{Envelope, Error};
+use dosql_proto::packet_reply::Outcome;
+use dosql_proto::{Envelope, Error, PacketReply};
 use futures_channel::oneshot;
 use prost::Message;
 
@@ -61,6 +62,17 @@ impl Payload {
             Self::Typed(body) => body.encode(),
             Self::Encoded(bytes) => bytes,
         }
+    }
+}
+
+/// An answer as it crosses a process boundary; a failure is an answer, too.
+#[must_use]
+pub fn packet_reply(outcome: Result<Payload, Error>) -> PacketReply {
+    PacketReply {
+        outcome: Some(match outcome {
+            Ok(payload) => Outcome::Body(payload.into_bytes()),
+            Err(error) => Outcome::Error(error),
+        }),
     }
 }
 

@@ -9,7 +9,7 @@ mod settings;
 
 pub use actor::{Actor, Handled};
 pub use context::{Call, Context, Host};
-pub use delivery::{Delivery, Input, Payload};
+pub use delivery::{Delivery, Input, Payload, packet_reply};
 pub use mailbox::{Mailbox, MailboxReceiver, mailbox, supervise};
 pub use objects::{ObjectError, ObjectMeta, ObjectStore};
 pub use settings::{AutoShard, Settings, SettingsError};

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dosql_proto::{Address, Envelope, Error, ErrorCode, Packet, PacketReply, Protocol, packet_reply};
+use dosql_proto::{Address, Envelope, Error, ErrorCode, Packet, PacketReply, Protocol};
 
 use super::directory::Directory;
 use super::local_host::now_ms;
-use crate::runtime::{Call, Payload};
+use crate::runtime::{Call, Payload, packet_reply};
 
 /// Asks a node's actors. Cheap to clone, usable from any task of a tokio runtime.
 #[derive(Clone)]
@@ -27,13 +27,7 @@ impl Client {
     /// What the actor answered; `DEADLINE_EXCEEDED`; `OVERLOADED` where its mailbox is full; `UNAVAILABLE` where it died
     /// meanwhile, in which case it may have handled the request or not.
     pub async fn ask<P: Protocol>(&self, name: &str, request: P::Request, call: &Call) -> Result<P::Reply, Error> {
-        let envelope = Envelope {
-            to: Some(Address::new(P::KIND, name)),
-            from: call.from.clone(),
-            deadline_ms: call.deadline_ms,
-            trace_id: call.trace_id.clone(),
-            caller: call.caller.clone(),
-        };
+        let envelope = call.envelope(Address::new(P::KIND, name), call.from.clone());
         self.send(envelope, Payload::typed(request)).await?.take()
     }
 
@@ -43,12 +37,7 @@ impl Client {
             Some(envelope) => self.send(envelope, Payload::Encoded(packet.body)).await,
             None => Err(Error::invalid("the packet has no envelope")),
         };
-        PacketReply {
-            outcome: Some(match outcome {
-                Ok(payload) => packet_reply::Outcome::Body(payload.into_bytes()),
-                Err(error) => packet_reply::Outcome::Error(error),
-            }),
-        }
+        packet_reply(outcome)
     }
 
     async fn send(&self, envelope: Envelope, payload: Payload) -> Result<Payload, Error> {

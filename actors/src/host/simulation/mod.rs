@@ -28,12 +28,12 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use dosql_proto::{Address, Envelope, Error, ErrorCode, Packet, PacketReply, Protocol, packet_reply};
+use dosql_proto::{Address, Error, ErrorCode, Packet, PacketReply, Protocol};
 use futures_util::future::{Either, select};
 
 pub use self::config::SimulationConfig;
 use self::system::Core;
-use crate::runtime::{Actor, Call, Payload};
+use crate::runtime::{Actor, Call, Payload, packet_reply};
 
 /// One simulated system.
 pub struct Simulation {
@@ -162,13 +162,7 @@ impl SimClient {
     /// # Errors
     /// As [`Context::ask`](crate::Context::ask).
     pub async fn ask<P: Protocol>(&self, name: &str, request: P::Request, call: &Call) -> Result<P::Reply, Error> {
-        let envelope = Envelope {
-            to: Some(Address::new(P::KIND, name)),
-            from: call.from.clone(),
-            deadline_ms: call.deadline_ms,
-            trace_id: call.trace_id.clone(),
-            caller: call.caller.clone(),
-        };
+        let envelope = call.envelope(Address::new(P::KIND, name), call.from.clone());
         let answer = network::send(&self.core, envelope, Payload::typed(request));
         if call.deadline_ms == 0 {
             return answer.await?.take();
@@ -188,12 +182,7 @@ impl SimClient {
             Some(envelope) => network::send(&self.core, envelope, Payload::Encoded(packet.body)).await,
             None => Err(Error::invalid("the packet has no envelope")),
         };
-        PacketReply {
-            outcome: Some(match outcome {
-                Ok(payload) => packet_reply::Outcome::Body(payload.into_bytes()),
-                Err(error) => packet_reply::Outcome::Error(error),
-            }),
-        }
+        packet_reply(outcome)
     }
 
     /// Lets virtual time pass.

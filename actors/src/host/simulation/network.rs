@@ -8,7 +8,7 @@ use futures_util::future::LocalBoxFuture;
 use prost::Message;
 
 use super::system::{Core, WORLD};
-use crate::runtime::{Delivery, Payload};
+use crate::runtime::{self, Delivery, Payload};
 
 /// Sends a message off; the future waits for the answer.
 pub(super) fn send(
@@ -66,14 +66,10 @@ async fn deliver(core: &Rc<Core>, packet: Vec<u8>) -> Result<Payload, Error> {
     let to = envelope.to.clone().unwrap_or_default();
     let (reply, answer) = oneshot::channel();
     core.deliver(&to, Delivery { envelope, payload: Payload::Encoded(body), reply });
-    let outcome = match answer.await {
-        Ok(Ok(payload)) => packet_reply::Outcome::Body(payload.into_bytes()),
-        Ok(Err(error)) => packet_reply::Outcome::Error(error),
-        Err(oneshot::Canceled) => {
-            packet_reply::Outcome::Error(unavailable(format!("{to} restarted before it could answer")))
-        }
-    };
-    let reply = PacketReply { outcome: Some(outcome) }.encode_to_vec();
+    let outcome = answer
+        .await
+        .unwrap_or_else(|oneshot::Canceled| Err(unavailable(format!("{to} restarted before it could answer"))));
+    let reply = runtime::packet_reply(outcome).encode_to_vec();
     core.executor.trace.record("answer", &[reply.len() as u64]);
     core.executor.trace.bytes(&reply);
     core.delay().await;

@@ -141,6 +141,7 @@ impl Client {
                 statement: Some(Statement { sql: sql.clone(), params: params.clone() }),
                 request_id,
                 timeout_ms: 5_000,
+                ..ExecuteRequest::default()
             }),
             Request::Load(rows) => router_request::Request::Load(LoadRequest {
                 table: "t".to_owned(),
@@ -298,7 +299,7 @@ async fn ask_router(client: &SimClient, request: router_request::Request) -> Res
 
 async fn select(client: &SimClient, sql: &str) -> Result<StatementResult, Error> {
     let statement = Some(Statement { sql: sql.to_owned(), params: Vec::new() });
-    let execute = ExecuteRequest { statement, request_id: String::new(), timeout_ms: 5_000 };
+    let execute = ExecuteRequest { statement, timeout_ms: 5_000, ..ExecuteRequest::default() };
     match ask_router(client, router_request::Request::Execute(execute)).await? {
         router_reply::Reply::Execute(response) => Ok(response.result.unwrap_or_default()),
         other => Err(Error::internal(format!("not the answer to SELECT: {other:?}"))),

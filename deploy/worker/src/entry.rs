@@ -99,7 +99,7 @@ impl Entry {
     async fn sql(self, request: Request) -> Result<Response, Error> {
         let statement = statement_from_json(&body(request).await?)?;
         let call = self.call(self.settings.query_timeout_ms)?;
-        let query = QueryRequest { statement: Some(statement), timeout_ms: 0, max_batch_bytes: 0 };
+        let query = QueryRequest { statement: Some(statement), ..QueryRequest::default() };
         let batch = self.rows(router_request::Request::Query(query), &call).await?;
 
         let mut writer = ResultWriter::new();

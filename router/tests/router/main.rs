@@ -54,7 +54,7 @@ impl Database {
     /// All rows, in small batches.
     async fn stream(&self, sql: &str, params: &[Value]) -> Result<Vec<Row>, Error> {
         let statement = Some(Statement { sql: sql.to_owned(), params: params.to_vec() });
-        let mut request = Request::Query(QueryRequest { statement, timeout_ms: 0, max_batch_bytes: 64 });
+        let mut request = Request::Query(QueryRequest { statement, max_batch_bytes: 64, ..QueryRequest::default() });
         let mut rows = Vec::new();
         loop {
             let Reply::Rows(batch) = self.ask(request).await? else { panic!("no rows") };

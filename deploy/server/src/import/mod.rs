@@ -183,7 +183,7 @@ async fn execute(client: &mut QueryServiceClient<Channel>, sql: String) -> Resul
     let request = ExecuteRequest {
         statement: Some(Statement { sql, params: Vec::new() }),
         request_id: crate::random_id(),
-        timeout_ms: 0,
+        ..ExecuteRequest::default()
     };
     let mut attempts = 0;
     loop {

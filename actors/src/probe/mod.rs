@@ -112,6 +112,7 @@ impl Probe {
             rows: collected.rows,
             rows_affected,
             last_insert_rowid: if rows_affected > 0 { self.storage.last_insert_rowid() } else { 0 },
+            ..StatementResult::default()
         })
     }
 

@@ -16,6 +16,11 @@ pub trait Host {
     fn address(&self) -> &Address;
     /// Milliseconds since the Unix epoch. Does not go back between two calls within one incarnation.
     fn now_ms(&self) -> u64;
+    /// Microseconds on a timer that does not go back, for measuring how long things take. Where the platform lets time pass
+    /// only between requests, it stands still meanwhile.
+    fn timer_us(&self) -> u64 {
+        self.now_ms().saturating_mul(1_000)
+    }
     /// A random number from the host's source.
     fn random_u64(&self) -> u64;
     /// Completes after `duration`.
@@ -121,6 +126,12 @@ impl Context {
     #[must_use]
     pub fn now_ms(&self) -> u64 {
         self.host.now_ms()
+    }
+
+    /// Microseconds on a timer of the host's that does not go back, for measuring how long things take.
+    #[must_use]
+    pub fn timer_us(&self) -> u64 {
+        self.host.timer_us()
     }
 
     /// A random number.

@@ -260,6 +260,7 @@ impl Store {
             rows: collected.rows,
             rows_affected: if changed { self.connection.changes() } else { 0 },
             last_insert_rowid: if inserted { self.connection.last_insert_rowid() } else { 0 },
+            ..StatementResult::default()
         })
     }
 

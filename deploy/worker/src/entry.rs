@@ -1,11 +1,11 @@
 //! The Worker's entry point: the interface of `dosql serve` over HTTP and WebSocket, on Durable Objects.
 
 use dosql_actors::{Call, Settings};
-use dosql_proto::json::{ErrorBody, ResultWriter, http_status, statement_from_json, status_document, value_from_json};
+use dosql_proto::json::{ErrorBody, ResultWriter, http_status, query_from_json, status_document, value_from_json};
 use dosql_proto::{
     CdcProtocol, CdcRequest, CdcStatusRequest, Error, ErrorCode, FetchRequest, FlushLake, LakeProtocol, LakeRequest,
-    LakeStatusRequest, LoadRequest, QueryRequest, RouterProtocol, RouterRequest, Row, RowBatch, cdc_reply, cdc_request,
-    lake_reply, lake_request, router_reply, router_request,
+    LakeStatusRequest, LoadRequest, RouterProtocol, RouterRequest, Row, RowBatch, cdc_reply, cdc_request, lake_reply,
+    lake_request, router_reply, router_request,
 };
 use futures_util::stream;
 use serde::Deserialize;
@@ -21,6 +21,8 @@ pub(crate) const DEFAULT: &str = "default";
 
 /// The largest body a request may have, in bytes. It is copied a few times on its way, within an isolate's 128 MB.
 const LARGEST_BODY: usize = 16 << 20;
+/// The longest that a client may have a statement take, in milliseconds.
+const LONGEST_TIMEOUT_MS: u64 = 3_600_000;
 
 /// What answering a request takes.
 pub(crate) struct Entry {
@@ -84,8 +86,8 @@ impl Entry {
     }
 
     /// The next batch of an open result.
-    async fn fetch(&self, cursor: u64) -> Result<RowBatch, Error> {
-        let call = self.call(self.settings.query_timeout_ms)?;
+    async fn fetch(&self, cursor: u64, timeout_ms: u64) -> Result<RowBatch, Error> {
+        let call = self.call(timeout_ms)?;
         self.rows(router_request::Request::Fetch(FetchRequest { cursor }), &call).await
     }
 
@@ -97,9 +99,12 @@ impl Entry {
 
     /// `POST /sql`: the answer is written while further batches are fetched, so that no result has to fit memory.
     async fn sql(self, request: Request) -> Result<Response, Error> {
-        let statement = statement_from_json(&body(request).await?)?;
-        let call = self.call(self.settings.query_timeout_ms)?;
-        let query = QueryRequest { statement: Some(statement), ..QueryRequest::default() };
+        let query = query_from_json(&body(request).await?)?;
+        let timeout_ms = match query.timeout_ms {
+            0 => self.settings.query_timeout_ms,
+            timeout_ms => timeout_ms.min(LONGEST_TIMEOUT_MS),
+        };
+        let call = self.call(timeout_ms)?;
         let batch = self.rows(router_request::Request::Query(query), &call).await?;
 
         let mut writer = ResultWriter::new();
@@ -107,17 +112,17 @@ impl Entry {
         writer.columns(&batch.columns, &mut out);
         writer.rows(&batch.rows, &mut out);
         if batch.cursor == 0 {
-            writer.finish(batch.rows_affected, &batch.bookmark, &mut out);
+            writer.finish(&batch, &mut out);
             return json(out);
         }
         let rest = stream::unfold(Some((self, writer, batch.cursor)), |open| async move {
             let (entry, mut writer, cursor) = open?;
             let mut out = Vec::new();
-            let next = match entry.fetch(cursor).await {
+            let next = match entry.fetch(cursor, timeout_ms).await {
                 Ok(batch) => {
                     writer.rows(&batch.rows, &mut out);
                     if batch.cursor == 0 {
-                        writer.finish(batch.rows_affected, &batch.bookmark, &mut out);
+                        writer.finish(&batch, &mut out);
                         None
                     } else {
                         Some((entry, writer, batch.cursor))

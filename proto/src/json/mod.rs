@@ -7,6 +7,7 @@
 
 mod changes;
 mod error;
+mod plan;
 mod request;
 mod result;
 mod status;
@@ -14,7 +15,7 @@ mod value;
 
 pub use changes::change_frames;
 pub use error::{ErrorBody, http_status};
-pub use request::statement_from_json;
+pub use request::query_from_json;
 pub use result::ResultWriter;
 pub use status::status_document;
 pub use value::{JsonRow, JsonValue, value_from_json};

@@ -2,9 +2,11 @@
 
 use super::JsonRow;
 use super::error::ErrorFields;
-use crate::v1::{Column, Error, Row};
+use super::plan::{JsonPlan, JsonStats};
+use crate::v1::{Column, Error, Row, RowBatch};
 
-/// Writes `{"columns": [...], "rows": [[...]], "rows_affected": n, "bookmark": "..."}` as its parts arrive.
+/// Writes `{"columns": [...], "rows": [[...]], "rows_affected": n, "bookmark": "..."}` as its parts arrive, and with it
+/// `"queryPlan": {...}` and `"stats": {...}` where the request asked for them.
 ///
 /// Call [`columns`](Self::columns) once, [`rows`](Self::rows) any number of times, then [`finish`](Self::finish) or
 /// [`fail`](Self::fail).
@@ -42,12 +44,20 @@ impl ResultWriter {
         }
     }
 
-    /// Writes what comes after the rows.
-    pub fn finish(self, rows_affected: u64, bookmark: &str, out: &mut Vec<u8>) {
+    /// Writes what comes after the rows: what the last batch says of the whole.
+    pub fn finish(self, last: &RowBatch, out: &mut Vec<u8>) {
         out.extend_from_slice(b"],\"rows_affected\":");
-        write_json(out, &rows_affected);
+        write_json(out, &last.rows_affected);
         out.extend_from_slice(b",\"bookmark\":");
-        write_json(out, bookmark);
+        write_json(out, &last.bookmark);
+        if let Some(plan) = &last.query_plan {
+            out.extend_from_slice(b",\"queryPlan\":");
+            write_json(out, &JsonPlan(plan));
+        }
+        if let Some(stats) = &last.stats {
+            out.extend_from_slice(b",\"stats\":");
+            write_json(out, &JsonStats(stats));
+        }
         out.push(b'}');
     }
 
@@ -67,7 +77,7 @@ pub(super) fn write_json<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::v1::Value;
+    use crate::v1::{ExplainResponse, QueryStats, StepStats, Value};
 
     fn columns() -> Vec<Column> {
         vec![Column { name: "a".into(), ..Column::default() }, Column { name: "b\"".into(), ..Column::default() }]
@@ -81,11 +91,36 @@ mod tests {
         writer.rows(&[[Value::from(1), Value::NULL].into_iter().collect()], &mut out);
         writer.rows(&[], &mut out);
         writer.rows(&[[Value::from("x"), Value::from(1.0)].into_iter().collect()], &mut out);
-        writer.finish(2, "shard-0:3", &mut out);
+        let last = RowBatch { rows_affected: 2, bookmark: "shard-0:3".into(), ..RowBatch::default() };
+        writer.finish(&last, &mut out);
         assert_eq!(
             String::from_utf8(out).unwrap(),
             r#"{"columns":["a","b\""],"rows":[[1,null],["x",1.0]],"rows_affected":2,"bookmark":"shard-0:3"}"#
         );
+    }
+
+    #[test]
+    fn a_result_carries_its_plan_and_its_stats() {
+        let mut out = Vec::new();
+        let mut writer = ResultWriter::new();
+        writer.columns(&columns(), &mut out);
+        let step = StepStats { step: "read".into(), shard: "shard-1".into(), rows: 2, ..StepStats::default() };
+        let last = RowBatch {
+            query_plan: Some(ExplainResponse {
+                route: "scatter".into(),
+                plan: "a\n b".into(),
+                shards: vec!["shard-1".into()],
+            }),
+            stats: Some(QueryStats { elapsed_us: 1_500, rows: 2, steps: vec![step], ..QueryStats::default() }),
+            ..RowBatch::default()
+        };
+        writer.finish(&last, &mut out);
+        let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(json["queryPlan"]["route"], "scatter");
+        assert_eq!(json["queryPlan"]["text"], "a\n b");
+        assert_eq!(json["stats"]["elapsedMs"], 1.5);
+        assert_eq!(json["stats"]["steps"][0]["shard"], "shard-1");
+        assert_eq!(json["stats"]["steps"][0]["table"], serde_json::Value::Null);
     }
 
     #[test]

@@ -5,12 +5,12 @@ use std::collections::{HashMap, VecDeque};
 use dosql_actors::Call;
 use dosql_actors::sql_value::{self, sql_error};
 use dosql_proto::{
-    CloseRequest, Error, ErrorCode, FetchRequest, Row, RowBatch, ShardProtocol, ShardQuery, ShardRequest, Statement,
-    shard_request::Request,
+    CloseRequest, Error, ErrorCode, ExplainResponse, FetchRequest, Row, RowBatch, ShardProtocol, ShardQuery,
+    ShardRequest, Statement, StepStats, shard_request::Request,
 };
 use rusqlite::Connection;
 
-use super::{Shared, shards};
+use super::{Scope, Shared, scope, shards};
 
 /// Open results, at most.
 const MAX_CURSORS: usize = 1_000;
@@ -35,33 +35,39 @@ pub(super) enum Cursor {
 /// The open results.
 #[derive(Default)]
 pub(crate) struct Cursors {
-    open: HashMap<u64, (Cursor, u64)>,
+    open: HashMap<u64, Open>,
+}
+
+/// A result that a client is reading.
+struct Open {
+    cursor: Cursor,
+    /// When it was read last.
+    used_ms: u64,
+    /// The plan that its last batch is to carry.
+    query_plan: Option<ExplainResponse>,
+    scope: Scope,
 }
 
 impl Shared {
     /// The next rows of a cursor, and whether they are the last. There may be none.
-    pub(super) async fn advance(&self, cursor: &mut Cursor, call: &Call) -> Result<(Vec<Row>, bool), Error> {
+    pub(super) async fn advance(&self, cursor: &mut Cursor, call: &Scope) -> Result<(Vec<Row>, bool), Error> {
         match cursor {
             Cursor::Scratch { connection, last, width, max_bytes } => {
                 page(connection, last, *width, *max_bytes).map_err(sql_error)
             }
-            Cursor::Shards { statement, max_bytes, open, todo } => {
-                loop {
-                    let rows = if let Some((shard, id)) = open.take() {
-                        // Not asked again: a batch whose answer was lost would be skipped.
-                        let reply = self.ask_once(shard, Request::Fetch(FetchRequest { cursor: id }), call).await?;
-                        let batch = shards::batch(reply)?;
-                        *open = (batch.cursor != 0).then_some((shard, batch.cursor));
-                        batch.rows
-                    } else {
-                        self.ask_next(statement, *max_bytes, open, todo, call).await?
-                    };
-                    let done = open.is_none() && todo.is_empty();
-                    if done || !rows.is_empty() {
-                        return Ok((rows, done));
-                    }
+            Cursor::Shards { statement, max_bytes, open, todo } => loop {
+                let rows = if let Some((shard, id)) = open.take() {
+                    let batch = self.fetch_from(shard, id, call).await?;
+                    *open = (batch.cursor != 0).then_some((shard, batch.cursor));
+                    batch.rows
+                } else {
+                    self.ask_next(statement, *max_bytes, open, todo, call).await?
+                };
+                let done = open.is_none() && todo.is_empty();
+                if done || !rows.is_empty() {
+                    return Ok((rows, done));
                 }
-            }
+            },
         }
     }
 
@@ -73,7 +79,7 @@ impl Shared {
         max_bytes: u32,
         open: &mut Option<(usize, u64)>,
         todo: &mut VecDeque<usize>,
-        call: &Call,
+        call: &Scope,
     ) -> Result<Vec<Row>, Error> {
         let wave: Vec<usize> = todo.drain(..todo.len().min(self.max_parallel)).collect();
         let share = match wave.len() {
@@ -120,10 +126,36 @@ impl Shared {
         shard: usize,
         statement: Statement,
         max_batch_bytes: u32,
-        call: &Call,
+        call: &Scope,
     ) -> Result<RowBatch, Error> {
+        let began_us = self.context.timer_us();
         let query = ShardQuery { statement: Some(statement), max_batch_bytes };
-        shards::batch(self.ask(shard, Request::Query(query), call).await?)
+        let batch = shards::batch(self.ask(shard, Request::Query(query), call).await?)?;
+        self.note_batch(shard, &batch, began_us, call);
+        Ok(batch)
+    }
+
+    /// The next batch. Not asked for again: a batch whose answer was lost would be skipped.
+    pub(super) async fn fetch_from(&self, shard: usize, cursor: u64, call: &Scope) -> Result<RowBatch, Error> {
+        let began_us = self.context.timer_us();
+        let reply = self.ask_once(shard, Request::Fetch(FetchRequest { cursor }), call).await?;
+        let batch = shards::batch(reply)?;
+        self.note_batch(shard, &batch, began_us, call);
+        Ok(batch)
+    }
+
+    fn note_batch(&self, shard: usize, batch: &RowBatch, began_us: u64, call: &Scope) {
+        if call.profiles() {
+            call.step(StepStats {
+                step: "read".to_owned(),
+                shard: self.catalog.borrow().shards[shard].clone(),
+                rows: batch.rows.len() as u64,
+                bytes: scope::encoded(&batch.rows),
+                batches: 1,
+                elapsed_us: self.context.timer_us().saturating_sub(began_us),
+                ..StepStats::default()
+            });
+        }
     }
 
     /// Gives up a shard's result. If the message is lost the shard gives it up by itself, later.
@@ -134,9 +166,14 @@ impl Shared {
     }
 
     /// Keeps a cursor for its client; returns its number.
-    pub(super) fn keep(&self, cursor: Cursor) -> Result<u64, Error> {
+    pub(super) fn keep(
+        &self,
+        cursor: Cursor,
+        query_plan: Option<ExplainResponse>,
+        scope: &Scope,
+    ) -> Result<u64, Error> {
         self.expire();
-        let now_ms = self.context.now_ms();
+        let used_ms = self.context.now_ms();
         let mut cursors = self.cursors.borrow_mut();
         if cursors.open.len() >= MAX_CURSORS {
             drop(cursors);
@@ -150,36 +187,47 @@ impl Shared {
                 break id;
             }
         };
-        cursors.open.insert(id, (cursor, now_ms));
-        self.context.set_alarm(now_ms + IDLE_MS + 1);
+        cursors.open.insert(id, Open { cursor, used_ms, query_plan, scope: scope.clone() });
+        self.context.set_alarm(used_ms + IDLE_MS + 1);
         Ok(id)
     }
 
     /// The next batch of an open result.
     pub(super) async fn fetch(&self, id: u64, call: &Call) -> Result<RowBatch, Error> {
-        let call = self.limited(call, 0);
         let taken = self.cursors.borrow_mut().open.remove(&id);
-        let Some((mut cursor, _)) = taken else {
+        let Some(mut open) = taken else {
             let message =
                 format!("no result is open under cursor {id}: it was closed, read to its end, or idle too long");
             return Err(Error::new(ErrorCode::UnknownCursor, message));
         };
-        let (rows, done) = self.advance(&mut cursor, &call).await?;
-        if !done {
-            self.cursors.borrow_mut().open.insert(id, (cursor, self.context.now_ms()));
+        let now_ms = self.context.now_ms();
+        let call = call.within(now_ms, self.context.settings().query_timeout_ms);
+        open.scope = open.scope.resumed(call, self.context.timer_us());
+        let (rows, done) = self.advance(&mut open.cursor, &open.scope).await?;
+        self.note_rows(&rows, &open.scope);
+        if done {
+            return Ok(RowBatch {
+                rows,
+                query_plan: open.query_plan,
+                stats: open.scope.stats(),
+                ..RowBatch::default()
+            });
         }
-        Ok(RowBatch { rows, cursor: if done { 0 } else { id }, ..RowBatch::default() })
+        open.used_ms = self.context.now_ms();
+        self.cursors.borrow_mut().open.insert(id, open);
+        Ok(RowBatch { rows, cursor: id, ..RowBatch::default() })
     }
 
     /// Gives up a result; one that is not open is no error.
     pub(super) fn close(&self, id: u64) {
         let taken = self.cursors.borrow_mut().open.remove(&id);
-        if let Some((cursor, _)) = taken {
-            self.abandon(cursor);
+        if let Some(open) = taken {
+            self.abandon(open.cursor);
         }
     }
 
-    fn abandon(&self, cursor: Cursor) {
+    /// Gives up a result that nobody reads.
+    pub(super) fn abandon(&self, cursor: Cursor) {
         if let Cursor::Shards { open: Some((shard, id)), .. } = cursor {
             self.close_on(shard, id);
         }
@@ -190,9 +238,9 @@ impl Shared {
         let now_ms = self.context.now_ms();
         let mut cursors = self.cursors.borrow_mut();
         let idle: Vec<u64> =
-            cursors.open.iter().filter(|(_, (_, used_ms))| used_ms + IDLE_MS <= now_ms).map(|(id, _)| *id).collect();
+            cursors.open.iter().filter(|(_, open)| open.used_ms + IDLE_MS <= now_ms).map(|(id, _)| *id).collect();
         let expired: Vec<Cursor> =
-            idle.iter().filter_map(|id| cursors.open.remove(id)).map(|(cursor, _)| cursor).collect();
+            idle.iter().filter_map(|id| cursors.open.remove(id)).map(|open| open.cursor).collect();
         if !cursors.open.is_empty() {
             self.context.set_alarm(now_ms + IDLE_MS + 1);
         }

@@ -1,9 +1,8 @@
 //! Schema changes: rehearsed, logged, sent to the shards, then taken over. One at a time.
 
-use dosql_actors::Call;
 use dosql_proto::{Error, ErrorCode, ExecuteResponse, Statement, StatementResult};
 
-use super::Shared;
+use super::{Scope, Shared};
 use crate::catalog::{Change, Outcome, PendingChange};
 use crate::plan::AddVindex;
 
@@ -13,7 +12,7 @@ impl Shared {
         &self,
         sql: &str,
         request_id: &str,
-        call: &Call,
+        call: &Scope,
     ) -> Result<ExecuteResponse, Error> {
         let _alone = self.changing.lock().await;
         self.resume(call).await?;
@@ -36,7 +35,7 @@ impl Shared {
     }
 
     /// Finishes a schema change that was interrupted.
-    pub(super) async fn finish_pending(&self, call: &Call) -> Result<(), Error> {
+    pub(super) async fn finish_pending(&self, call: &Scope) -> Result<(), Error> {
         let _alone = self.changing.lock().await;
         self.resume(call).await
     }
@@ -47,7 +46,7 @@ impl Shared {
         Ok(applied.then(|| response(String::new())))
     }
 
-    async fn resume(&self, call: &Call) -> Result<(), Error> {
+    async fn resume(&self, call: &Scope) -> Result<(), Error> {
         loop {
             let pending = self.catalog.borrow().pending_change()?;
             let Some(PendingChange { version, sql, undoing }) = pending else { return Ok(()) };
@@ -75,7 +74,7 @@ impl Shared {
     }
 
     /// Sends a logged change to its shards and takes it over; one that a shard refuses is taken back from the others.
-    async fn apply(&self, version: i64, sql: &str, change: &Change, call: &Call) -> Result<ExecuteResponse, Error> {
+    async fn apply(&self, version: i64, sql: &str, change: &Change, call: &Scope) -> Result<ExecuteResponse, Error> {
         let (written, refused) = self.send_change(version, change, call).await?;
         if let Some(error) = refused {
             self.catalog.borrow().begin_undo(version, &error)?;
@@ -90,7 +89,7 @@ impl Shared {
 
     /// Goes on taking a change back. A shard that has applied it says so again; one that had refused it may apply it now, and
     /// is undone likewise.
-    async fn undo(&self, version: i64, change: &Change, call: &Call) -> Result<(), Error> {
+    async fn undo(&self, version: i64, change: &Change, call: &Scope) -> Result<(), Error> {
         let (written, refused) = self.send_change(version, change, call).await?;
         self.take_back(version, change, &written, call).await?;
         let error = refused.unwrap_or_else(|| Error::internal("another shard had refused it"));
@@ -105,7 +104,7 @@ impl Shared {
         &self,
         version: i64,
         change: &Change,
-        call: &Call,
+        call: &Scope,
     ) -> Result<(Vec<(usize, u64)>, Option<Error>), Error> {
         let outcomes = self
             .on_each(change.shards.clone(), |shard| {
@@ -133,7 +132,7 @@ impl Shared {
         version: i64,
         change: &Change,
         written: &[(usize, u64)],
-        call: &Call,
+        call: &Scope,
     ) -> Result<(), Error> {
         let Some(undo) = &change.undo else { return Ok(()) };
         for (shard, _) in written {

@@ -2,16 +2,15 @@
 
 use std::cell::Cell;
 
-use dosql_actors::Call;
 use dosql_actors::sql_hooks;
 use dosql_actors::sql_value::{self, Param, sql_error};
-use dosql_proto::{Error, ErrorCode, FetchRequest, Row, Statement, Value, shard_request::Request};
+use dosql_proto::{Error, ErrorCode, Row, Statement, Value};
 use futures_util::stream::{self, StreamExt};
 use prost::Message;
 use rusqlite::Connection;
 
 use super::cursor::Cursor;
-use super::{Shared, shards};
+use super::{Scope, Shared, shards};
 use crate::plan::{Gather, Input};
 use crate::sql_text;
 
@@ -30,7 +29,7 @@ impl Shared {
         params: &[Value],
         width: usize,
         max_bytes: u32,
-        call: &Call,
+        call: &Scope,
     ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
         let mut attempt = 1;
         loop {
@@ -55,7 +54,7 @@ impl Shared {
         }
     }
 
-    async fn gather_once(&self, gather: &Gather, params: &[Value], call: &Call) -> Result<Connection, Error> {
+    async fn gather_once(&self, gather: &Gather, params: &[Value], call: &Scope) -> Result<Connection, Error> {
         let mut scratch = self.context.open_scratch()?;
         let deadline_ms = call.deadline_ms;
         sql_hooks::end_statements(&mut scratch, &self.context, move || deadline_ms)?;
@@ -90,7 +89,7 @@ impl Shared {
         shard: usize,
         statement: Statement,
         gathered: &Cell<usize>,
-        call: &Call,
+        call: &Scope,
     ) -> Result<(), Error> {
         let mut batch = self.ask_query(shard, statement, BATCH_BYTES, call).await?;
         loop {
@@ -108,8 +107,7 @@ impl Shared {
             if batch.cursor == 0 {
                 return Ok(());
             }
-            let reply = self.ask_once(shard, Request::Fetch(FetchRequest { cursor: batch.cursor }), call).await?;
-            batch = shards::batch(reply)?;
+            batch = self.fetch_from(shard, batch.cursor, call).await?;
         }
     }
 }

@@ -12,7 +12,7 @@ impl Shared {
     /// here, since its rows went with the message: the client sends the same request again, and what was loaded is skipped.
     pub(super) async fn load(&self, request: LoadRequest, call: &Call) -> Result<LoadResponse, Error> {
         let LoadRequest { table, mut columns, rows, request_id } = request;
-        let call = self.limited(call, 0);
+        let call = self.scope(call, 0, None);
         let request_id = self.request_id(request_id);
         let loaded = rows.len() as u64;
         let (name, split, reference) = {

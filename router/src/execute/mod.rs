@@ -5,6 +5,7 @@ mod ddl;
 mod gather;
 mod load;
 mod read;
+mod scope;
 mod shards;
 mod write;
 
@@ -24,7 +25,8 @@ use crate::catalog::Catalog;
 use crate::plan::{Explained, KeySource, Keys, Plan, PlanCache, Step, Target, explain};
 use crate::vindex::{HashVindex, shard_of};
 use crate::vschema::VSchema;
-use cursor::Cursors;
+use cursor::{Cursor, Cursors};
+pub(crate) use scope::Scope;
 
 /// The size a batch is cut at unless the request says otherwise, in bytes.
 const DEFAULT_BATCH_BYTES: u32 = 256 << 10;
@@ -78,7 +80,7 @@ impl Shared {
             shard_timeout_ms,
             context,
         });
-        let call = shared.limited(&Call::system(), 0);
+        let call = shared.scope(&Call::system(), 0, None);
         shared.finish_pending(&call).await?;
         Ok(shared)
     }
@@ -106,76 +108,106 @@ impl Shared {
 
     async fn execute(&self, request: ExecuteRequest, call: &Call) -> Result<ExecuteResponse, Error> {
         let statement = required(request.statement)?;
-        let call = self.limited(call, request.timeout_ms);
-        let plan = match self.plan(&statement.sql) {
+        let scope = self.scope(call, request.timeout_ms, request.options);
+        let plan = match self.plan(&statement.sql, &scope) {
             Ok(plan) => plan,
             Err(error) => return self.applied_before(&request.request_id)?.ok_or(error),
         };
         check_count(&plan, &statement.params)?;
-        if plan.read().is_none() && !matches!(plan.step, Step::Catalog { .. } | Step::Explain { .. }) {
-            return self.write(&plan, statement, request.request_id, &call).await;
+        let query_plan = self.plan_asked(&statement.sql, &statement.params, &scope);
+        if plan.writes() {
+            let mut done = self.write(&plan, statement, request.request_id, &scope).await?;
+            if let Some(result) = &mut done.result {
+                self.note_rows(&result.rows, &scope);
+                result.query_plan = query_plan;
+                result.stats = scope.stats();
+            }
+            return Ok(done);
         }
-        let mut batch = self.rows(&plan, statement, MAX_BATCH_BYTES, &call).await?;
-        if batch.cursor != 0 {
-            self.close(batch.cursor);
+        let (rows, cursor) = self.rows(&plan, statement, MAX_BATCH_BYTES, &scope).await?;
+        if let Some(cursor) = cursor {
+            self.abandon(cursor);
             let message = format!("the result has more than {MAX_BATCH_BYTES} bytes; use Query, which streams it");
             return Err(Error::new(ErrorCode::TooLarge, message));
         }
+        self.note_rows(&rows, &scope);
         let result = StatementResult {
-            columns: std::mem::take(&mut batch.columns),
-            rows: batch.rows,
+            columns: plan.columns.clone(),
+            rows,
+            query_plan,
+            stats: scope.stats(),
             ..StatementResult::default()
         };
-        Ok(ExecuteResponse { result: Some(result), bookmark: batch.bookmark })
+        Ok(ExecuteResponse { result: Some(result), bookmark: String::new() })
     }
 
     async fn query(&self, request: QueryRequest, call: &Call) -> Result<RowBatch, Error> {
         let statement = required(request.statement)?;
-        let call = self.limited(call, request.timeout_ms);
-        let plan = self.plan(&statement.sql)?;
+        let scope = self.scope(call, request.timeout_ms, request.options);
+        let plan = match self.plan(&statement.sql, &scope) {
+            Ok(plan) => plan,
+            Err(error) => {
+                let applied = self.applied_before(&request.request_id)?.ok_or(error)?;
+                return Ok(RowBatch { bookmark: applied.bookmark, ..RowBatch::default() });
+            }
+        };
         check_count(&plan, &statement.params)?;
-        if plan.read().is_none() && !matches!(plan.step, Step::Catalog { .. } | Step::Explain { .. }) {
-            let done = self.write(&plan, statement, String::new(), &call).await?;
+        let query_plan = self.plan_asked(&statement.sql, &statement.params, &scope);
+        if plan.writes() {
+            let done = self.write(&plan, statement, request.request_id, &scope).await?;
             let result = done.result.unwrap_or_default();
+            self.note_rows(&result.rows, &scope);
             return Ok(RowBatch {
                 columns: result.columns,
                 rows: result.rows,
                 cursor: 0,
                 bookmark: done.bookmark,
                 rows_affected: result.rows_affected,
+                query_plan,
+                stats: scope.stats(),
             });
         }
         let bytes = match request.max_batch_bytes {
             0 => DEFAULT_BATCH_BYTES,
             bytes => bytes.min(MAX_BATCH_BYTES),
         };
-        self.rows(&plan, statement, bytes, &call).await
+        let (rows, cursor) = self.rows(&plan, statement, bytes, &scope).await?;
+        self.note_rows(&rows, &scope);
+        let batch = RowBatch { columns: plan.columns.clone(), rows, ..RowBatch::default() };
+        Ok(match cursor {
+            Some(cursor) => RowBatch { cursor: self.keep(cursor, query_plan, &scope)?, ..batch },
+            None => RowBatch { query_plan, stats: scope.stats(), ..batch },
+        })
     }
 
-    /// The first rows of a statement that reads.
-    async fn rows(&self, plan: &Plan, statement: Statement, max_bytes: u32, call: &Call) -> Result<RowBatch, Error> {
+    /// The first rows of a statement that reads, and where there are more of them.
+    async fn rows(
+        &self,
+        plan: &Plan,
+        statement: Statement,
+        max_bytes: u32,
+        scope: &Scope,
+    ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
         match &plan.step {
-            Step::Catalog { sql } => self.read_catalog(plan, sql, &statement.params),
+            Step::Catalog { sql } => Ok((self.read_catalog(sql, &statement.params)?, None)),
             Step::Explain { sql } => {
                 let explained = self.explained(sql, &statement.params)?;
-                let rows = explained.plan.lines().map(|line| Row { values: vec![line.into()] }).collect();
-                Ok(RowBatch { columns: plan.columns.clone(), rows, ..RowBatch::default() })
+                Ok((explained.plan.lines().map(|line| Row { values: vec![line.into()] }).collect(), None))
             }
             _ => {
                 let read = plan.read().ok_or_else(|| Error::internal("the plan does not read"))?;
-                let (rows, cursor) = self.open(read, &statement.params, plan.columns.len(), max_bytes, call).await?;
-                let cursor = match cursor {
-                    Some(cursor) => self.keep(cursor)?,
-                    None => 0,
-                };
-                Ok(RowBatch { columns: plan.columns.clone(), rows, cursor, ..RowBatch::default() })
+                self.open(read, &statement.params, plan.columns.len(), max_bytes, scope).await
             }
         }
     }
 
     fn explain(&self, request: ExplainRequest) -> Result<ExplainResponse, Error> {
         let statement = required(request.statement)?;
-        let explained = self.explained(&statement.sql, &statement.params)?;
+        self.explanation(&statement.sql, &statement.params)
+    }
+
+    fn explanation(&self, sql: &str, params: &[Value]) -> Result<ExplainResponse, Error> {
+        let explained = self.explained(sql, params)?;
         let catalog = self.catalog.borrow();
         Ok(ExplainResponse {
             plan: explained.plan,
@@ -185,7 +217,7 @@ impl Shared {
     }
 
     fn explained(&self, sql: &str, params: &[Value]) -> Result<Explained, Error> {
-        let plan = self.plan(sql)?;
+        let (plan, _) = self.planned(sql)?;
         let given = params.len() == plan.parameter_count;
         if !given && !params.is_empty() {
             check_count(&plan, params)?;
@@ -199,21 +231,32 @@ impl Shared {
     }
 
     async fn batch(&self, request: BatchRequest, call: &Call) -> Result<BatchResponse, Error> {
-        let call = self.limited(call, request.timeout_ms);
-        self.write_batch(request.statements, request.request_id, &call).await
+        let scope = self.scope(call, request.timeout_ms, request.options);
+        self.write_batch(request.statements, request.request_id, &scope).await
     }
 
-    /// The plan of a statement, from the cache where it is there.
-    fn plan(&self, sql: &str) -> Result<Rc<Plan>, Error> {
+    /// The plan of a statement.
+    fn plan(&self, sql: &str, scope: &Scope) -> Result<Rc<Plan>, Error> {
+        let began_us = self.context.timer_us();
+        let (plan, cached) = self.planned(sql)?;
+        scope.note(|stats| {
+            stats.planning_us = self.context.timer_us().saturating_sub(began_us);
+            stats.plan_cached = cached;
+        });
+        Ok(plan)
+    }
+
+    /// The plan of a statement, and whether the cache had it.
+    fn planned(&self, sql: &str) -> Result<(Rc<Plan>, bool), Error> {
         let caching = self.vschema.settings.enable_caching.unwrap_or(true);
         if caching && let Some(plan) = self.plans.borrow_mut().get(sql) {
-            return Ok(plan);
+            return Ok((plan, true));
         }
         let plan = Rc::new(Plan::new(sql, &mut self.catalog.borrow_mut())?);
         if caching {
             self.plans.borrow_mut().insert(sql, &plan);
         }
-        Ok(plan)
+        Ok((plan, false))
     }
 
     /// The shards a target means, each once.
@@ -253,12 +296,6 @@ impl Shared {
     fn shard_for(&self, value: &Value, keys: &Keys, shards: usize) -> Result<usize, Error> {
         let stored = self.converter.store(value, keys.affinity)?;
         Ok(shard_of(self.vindex.keyspace_id(&stored, keys.collation), shards))
-    }
-
-    /// The call with the statement's time limit, in milliseconds; 0: the default.
-    fn limited(&self, call: &Call, timeout_ms: u64) -> Call {
-        let timeout = if timeout_ms == 0 { self.context.settings().query_timeout_ms } else { timeout_ms };
-        call.within(self.context.now_ms(), timeout)
     }
 
     /// The request's id, or a new one.

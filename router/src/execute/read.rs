@@ -1,12 +1,11 @@
 //! Opening results.
 
-use dosql_actors::Call;
 use dosql_actors::sql_value::{self, sql_error};
-use dosql_proto::{Error, ErrorCode, Row, RowBatch, Statement, Value};
+use dosql_proto::{Error, ErrorCode, Row, Statement, Value};
 
-use super::Shared;
 use super::cursor::Cursor;
-use crate::plan::{Plan, Read};
+use super::{Scope, Shared};
+use crate::plan::Read;
 use crate::sql_text;
 
 impl Shared {
@@ -17,7 +16,7 @@ impl Shared {
         params: &[Value],
         width: usize,
         max_bytes: u32,
-        call: &Call,
+        call: &Scope,
     ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
         let (shards, sql) = match read {
             Read::Pinned { pins, sql, otherwise } => {
@@ -50,7 +49,7 @@ impl Shared {
         params: &[Value],
         width: usize,
         limit: usize,
-        call: &Call,
+        call: &Scope,
     ) -> Result<Vec<Row>, Error> {
         // The SELECT's text has the parameters' numbers in the whole statement.
         let (compact, used);
@@ -89,10 +88,9 @@ impl Shared {
     }
 
     /// Runs a statement on the router's copy of the schema.
-    pub(super) fn read_catalog(&self, plan: &Plan, sql: &str, params: &[Value]) -> Result<RowBatch, Error> {
+    pub(super) fn read_catalog(&self, sql: &str, params: &[Value]) -> Result<Vec<Row>, Error> {
         let catalog = self.catalog.borrow();
         let mut statement = catalog.mirror.connection.prepare(sql).map_err(sql_error)?;
-        let collected = sql_value::run(&mut statement, params, super::MAX_BATCH_BYTES as usize)?;
-        Ok(RowBatch { columns: plan.columns.clone(), rows: collected.rows, ..RowBatch::default() })
+        Ok(sql_value::run(&mut statement, params, super::MAX_BATCH_BYTES as usize)?.rows)
     }
 }

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use dosql_actors::Call;
 use dosql_proto::{
     Error, ErrorCode, Position, RowBatch, ShardExecute, ShardExecuted, ShardProtocol, ShardRequest, Statement,
     shard_reply::Reply, shard_request::Request,
 };
 use futures_util::stream::{self, StreamExt};
 
-use super::Shared;
+use super::{Scope, Shared};
 
 /// First pause before a retry, in milliseconds; doubles up to [`LONGEST_PAUSE_MS`].
 const SHORTEST_PAUSE_MS: u64 = 10;
@@ -17,7 +16,7 @@ const LONGEST_PAUSE_MS: u64 = 2_000;
 
 impl Shared {
     /// Asks a shard once.
-    pub(super) async fn ask_once(&self, shard: usize, request: Request, call: &Call) -> Result<Reply, Error> {
+    pub(super) async fn ask_once(&self, shard: usize, request: Request, call: &Scope) -> Result<Reply, Error> {
         let name = self.catalog.borrow().shards[shard].clone();
         let call = call.within(self.context.now_ms(), self.shard_timeout_ms);
         let request = ShardRequest { request: Some(request) };
@@ -26,7 +25,7 @@ impl Shared {
     }
 
     /// Asks a shard something that may safely be asked again: again and again, until the call's deadline.
-    pub(super) async fn ask(&self, shard: usize, request: Request, call: &Call) -> Result<Reply, Error> {
+    pub(super) async fn ask(&self, shard: usize, request: Request, call: &Scope) -> Result<Reply, Error> {
         let mut pause_ms = SHORTEST_PAUSE_MS;
         loop {
             let error = match self.ask_once(shard, request.clone(), call).await {
@@ -52,7 +51,7 @@ impl Shared {
         shard: usize,
         statements: Vec<Statement>,
         request_id: String,
-        call: &Call,
+        call: &Scope,
     ) -> Result<ShardExecuted, Error> {
         executed(self.ask(shard, Request::Execute(ShardExecute { statements, request_id }), call).await?)
     }

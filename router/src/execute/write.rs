@@ -1,13 +1,12 @@
 //! Writes. Each shard's part is one transaction, and is remembered there under the request's id: a request that failed half
 //! way is completed by sending it again with the same id. Parts on different shards are not one transaction together.
 
-use dosql_actors::Call;
 use dosql_proto::{
     BatchResponse, Error, ErrorCode, ExecuteResponse, Row, ShardExecuted, Statement, StatementResult, Value,
 };
 use sqlparser::ast::{Expr, SetExpr, Value as Literal};
 
-use super::{Shared, check_count, required_shard};
+use super::{Scope, Shared, check_count, required_shard};
 use crate::catalog::unsupported;
 use crate::plan::{Insert, InsertSource, KeySource, Plan, Read, Step, Target, rows_of};
 use crate::sql_text;
@@ -24,7 +23,7 @@ impl Shared {
         plan: &Plan,
         statement: Statement,
         request_id: String,
-        call: &Call,
+        call: &Scope,
     ) -> Result<ExecuteResponse, Error> {
         let request_id = self.request_id(request_id);
         let params = statement.params;
@@ -70,7 +69,7 @@ impl Shared {
         &self,
         parts: Vec<(usize, Vec<Statement>)>,
         request_id: &str,
-        call: &Call,
+        call: &Scope,
     ) -> Result<Vec<(usize, ShardExecuted)>, Error> {
         let count = parts.len();
         let outcomes = self
@@ -88,7 +87,7 @@ impl Shared {
         &self,
         insert: &Insert,
         params: Vec<Value>,
-        call: &Call,
+        call: &Scope,
     ) -> Result<Vec<(usize, Vec<Statement>)>, Error> {
         let count = self.catalog.borrow().shards.len();
         match &insert.source {
@@ -121,7 +120,7 @@ impl Shared {
         }
     }
 
-    async fn selected(&self, read: &Read, params: &[Value], width: usize, call: &Call) -> Result<Vec<Row>, Error> {
+    async fn selected(&self, read: &Read, params: &[Value], width: usize, call: &Scope) -> Result<Vec<Row>, Error> {
         self.read_all(read, params, width, MAX_SELECTED_BYTES, call).await
     }
 
@@ -182,7 +181,7 @@ impl Shared {
         &self,
         statements: Vec<Statement>,
         request_id: String,
-        call: &Call,
+        call: &Scope,
     ) -> Result<BatchResponse, Error> {
         let request_id = self.request_id(request_id);
         let mut place: Option<usize> = None;
@@ -192,10 +191,10 @@ impl Shared {
         for (index, statement) in statements.into_iter().enumerate() {
             let named =
                 |error: Error| Error { message: format!("statement {}: {}", index + 1, error.message), ..error };
-            let plan = self.plan(&statement.sql).map_err(named)?;
+            let plan = self.plan(&statement.sql, call).map_err(named)?;
             check_count(&plan, &statement.params).map_err(named)?;
             let (shards, any) = self.batch_shards(&plan, &statement, call).await.map_err(named)?;
-            columns.push(plan.columns.clone());
+            columns.push((plan.columns.clone(), self.plan_asked(&statement.sql, &statement.params, call)));
             if !any {
                 let shard = required_shard(&shards).map_err(named)?;
                 if place.is_some_and(|place| place != shard) {
@@ -220,13 +219,18 @@ impl Shared {
             .results
             .into_iter()
             .zip(columns)
-            .map(|(result, columns)| StatementResult { columns, ..result })
+            .map(|(result, (columns, query_plan))| StatementResult { columns, query_plan, ..result })
             .collect();
         Ok(BatchResponse { results, bookmark })
     }
 
     /// The shards a statement of a batch runs on, and whether any one would do.
-    async fn batch_shards(&self, plan: &Plan, statement: &Statement, call: &Call) -> Result<(Vec<usize>, bool), Error> {
+    async fn batch_shards(
+        &self,
+        plan: &Plan,
+        statement: &Statement,
+        call: &Scope,
+    ) -> Result<(Vec<usize>, bool), Error> {
         match &plan.step {
             Step::Read(Read::Pinned { pins, .. }) => {
                 if pins.iter().all(|pin| *pin == Target::Any) {

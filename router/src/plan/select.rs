@@ -385,6 +385,11 @@ fn input(table: &Table, alias: &str, used: &BTreeSet<String>, target: Target, ta
 }
 
 impl Plan {
+    /// Whether running it changes something.
+    pub(crate) fn writes(&self) -> bool {
+        !matches!(self.step, Step::Read(_) | Step::Catalog { .. } | Step::Explain { .. })
+    }
+
     /// The read a statement is, where it is one.
     pub(crate) fn read(&self) -> Option<&Read> {
         match &self.step {

@@ -6,7 +6,7 @@ use std::hash::BuildHasher;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{fs, io};
 
 use dosql_proto::{Address, Envelope, Error, ErrorCode};
@@ -32,6 +32,7 @@ pub(super) struct LocalHost {
     address: Address,
     mailbox: Mailbox,
     latest_ms: Cell<u64>,
+    began: Instant,
     random: RandomState,
     drawn: Cell<u64>,
     /// What this incarnation left running.
@@ -47,6 +48,7 @@ impl LocalHost {
             address,
             mailbox,
             latest_ms: Cell::new(0),
+            began: Instant::now(),
             random: RandomState::new(),
             drawn: Cell::new(0),
             tasks: RefCell::default(),
@@ -116,6 +118,10 @@ impl Host for LocalHost {
     fn now_ms(&self) -> u64 {
         self.latest_ms.set(self.latest_ms.get().max(now_ms()));
         self.latest_ms.get()
+    }
+
+    fn timer_us(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     fn random_u64(&self) -> u64 {

@@ -97,6 +97,8 @@ fn response_of(batch: RowBatch) -> QueryResponse {
         rows: batch.rows,
         bookmark: batch.bookmark,
         rows_affected: batch.rows_affected,
+        query_plan: batch.query_plan,
+        stats: batch.stats,
     }
 }
 

@@ -6,8 +6,8 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use dosql_proto::json::{ErrorBody, ResultWriter, http_status, statement_from_json, status_document};
-use dosql_proto::{Error, ErrorCode, QueryRequest, RowBatch};
+use dosql_proto::json::{ErrorBody, ResultWriter, http_status, query_from_json, status_document};
+use dosql_proto::{Error, ErrorCode, RowBatch};
 use futures_util::{StreamExt as _, stream};
 use tonic::Status;
 use tonic::service::Routes;
@@ -22,7 +22,7 @@ const LONGEST_DRAIN: usize = 1 << 30;
 const WELCOME: &str = "\
 DoSQL
 
-POST /sql      {\"sql\": \"SELECT ?\", \"params\": [1]}
+POST /sql      {\"sql\": \"SELECT ?\", \"params\": [1], \"options\": {\"timeout\": 5000}}
 GET  /cdc      ?tables=a,b&from=latest&format=json   the change stream, as a WebSocket
 GET  /health   whether the server answers
 GET  /status   how far the change stream and the lake are
@@ -94,9 +94,8 @@ fn json(text: impl Into<Body>) -> Response {
 
 async fn sql(State(backend): State<Backend>, request: Request) -> Result<Response, HttpError> {
     let body = read_body(request).await?;
-    let statement = statement_from_json(&body)?;
+    let request = query_from_json(&body)?;
     drop(body);
-    let request = QueryRequest { statement: Some(statement), ..QueryRequest::default() };
     let (first, rest) = backend.query(request).await?;
     Ok(json(Body::from_stream(pieces(first, rest))))
 }
@@ -115,7 +114,7 @@ fn pieces(
         let next = match rest.next().await {
             Ok(Some(next)) => Some((Vec::new(), next, writer, rest)),
             Ok(None) => {
-                writer.finish(batch.rows_affected, &batch.bookmark, &mut out);
+                writer.finish(&batch, &mut out);
                 None
             }
             Err(error) => {

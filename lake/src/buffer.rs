@@ -83,7 +83,7 @@ pub(crate) struct Buffer {
 impl Buffer {
     /// Takes in one record.
     pub(crate) fn push(&mut self, shard: &Rc<str>, record: WalRecord, now_ms: u64) -> Result<(), LakeError> {
-        let WalRecord { lsn, hlc, tables, changes, schema_changes } = record;
+        let WalRecord { lsn, hlc, tables, changes, schema_changes, .. } = record;
         let malformed = |reason: String| LakeError::Record { shard: shard.to_string(), lsn, reason };
         if let Some(change) = changes.iter().find(|change| change.table as usize >= tables.len()) {
             return Err(malformed(format!("a change refers to table {} of {}", change.table, tables.len())));

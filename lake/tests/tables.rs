@@ -126,6 +126,7 @@ fn schema_changes_take_their_place_among_the_rows() {
         tables: vec![old, new],
         changes: vec![row(0, 3), row(1, 1), row(1, 2), row(1, 3), row(0, 9)],
         schema_changes: vec![renamed, made],
+        ..WalRecord::default()
     };
     world.append("shard-0", 1, &[record]).unwrap();
     world.flush().unwrap();

@@ -17,14 +17,16 @@ fn grpc_code(code: ErrorCode) -> Code {
         | ErrorCode::ParameterCount
         | ErrorCode::TypeMismatch
         | ErrorCode::SqlError => Code::InvalidArgument,
-        ErrorCode::UnknownTable | ErrorCode::UnknownCursor | ErrorCode::NotFound => Code::NotFound,
+        ErrorCode::UnknownTable | ErrorCode::UnknownCursor | ErrorCode::UnknownSession | ErrorCode::NotFound => {
+            Code::NotFound
+        }
         ErrorCode::Constraint | ErrorCode::OutOfOrder => Code::FailedPrecondition,
         ErrorCode::TooLarge | ErrorCode::Overloaded | ErrorCode::BufferFull => Code::ResourceExhausted,
         ErrorCode::Unsupported => Code::Unimplemented,
         ErrorCode::Unavailable | ErrorCode::ObjectStore => Code::Unavailable,
         ErrorCode::DeadlineExceeded => Code::DeadlineExceeded,
         ErrorCode::UnknownPosition => Code::OutOfRange,
-        ErrorCode::Conflict => Code::Aborted,
+        ErrorCode::Conflict | ErrorCode::LockTimeout | ErrorCode::TransactionAborted => Code::Aborted,
         ErrorCode::AlreadyExists => Code::AlreadyExists,
         ErrorCode::Storage | ErrorCode::Internal => Code::Internal,
         ErrorCode::Unspecified => Code::Unknown,

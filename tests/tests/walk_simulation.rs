@@ -148,6 +148,7 @@ impl Client {
                 columns: vec!["id".to_owned(), "v".to_owned()],
                 rows: rows.clone(),
                 request_id,
+                ..LoadRequest::default()
             }),
         };
         match ask_router(&self.simulation, request).await? {

@@ -150,5 +150,12 @@ fn select_tables(record: &WalRecord, wanted: &[String]) -> Option<WalRecord> {
         })
         .collect();
     let anything = !changes.is_empty() || !schema_changes.is_empty();
-    anything.then_some(WalRecord { lsn: record.lsn, hlc: record.hlc, tables, changes, schema_changes })
+    anything.then_some(WalRecord {
+        lsn: record.lsn,
+        hlc: record.hlc,
+        tables,
+        changes,
+        schema_changes,
+        ..WalRecord::default()
+    })
 }

@@ -117,7 +117,7 @@ fn start(settings: Settings) -> Rc<World> {
 
 async fn execute(world: &Rc<World>, shard: &str, sql: &str) {
     let statements = vec![Statement { sql: sql.to_owned(), params: Vec::new() }];
-    let request = shard_request::Request::Execute(ShardExecute { statements, request_id: String::new() });
+    let request = shard_request::Request::Execute(ShardExecute { statements, ..ShardExecute::default() });
     world.ask::<ShardProtocol>(shard, ShardRequest { request: Some(request) }).await.unwrap();
 }
 

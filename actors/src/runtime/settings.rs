@@ -29,6 +29,31 @@ impl FromStr for AutoShard {
     }
 }
 
+/// What a transaction over several shards may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TransactionMode {
+    /// Nothing: it is refused.
+    Single,
+    /// It commits on one shard after the other; a crash in between leaves it half done.
+    Multi,
+    /// It takes effect on all of them or on none (two-phase commit).
+    #[default]
+    TwoPhase,
+}
+
+impl FromStr for TransactionMode {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "single" => Ok(Self::Single),
+            "multi" => Ok(Self::Multi),
+            "twopc" => Ok(Self::TwoPhase),
+            _ => Err("expected single, multi or twopc"),
+        }
+    }
+}
+
 /// The system's settings. Sizes in bytes, times in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -40,6 +65,14 @@ pub struct Settings {
     pub max_parallel_shards: u32,
     /// `DOSQL_QUERY_TIMEOUT_MS`: how long a statement may take.
     pub query_timeout_ms: u64,
+    /// `TRANSACTION_MODE`: see [`TransactionMode`].
+    pub transaction_mode: TransactionMode,
+    /// `LOCK_TIMEOUT_MS`: how long a write waits for a lock that another transaction holds.
+    pub lock_timeout_ms: u64,
+    /// `SESSION_IDLE_TIMEOUT_MS`: how long a session may be idle before it is closed.
+    pub session_idle_timeout_ms: u64,
+    /// `TRANSACTION_TIMEOUT_MS`: how long a session's transaction may take from BEGIN to COMMIT.
+    pub transaction_timeout_ms: u64,
     /// `DOSQL_WAL_SEGMENT_SIZE`: bytes of log records in a sealed segment.
     pub wal_segment_size: u64,
     /// `DOLAKE_FLUSH_INTERVAL_MS`: longest time an event waits in the lake's buffer.
@@ -71,6 +104,10 @@ impl Default for Settings {
             shard_timeout_ms: 10_000,
             max_parallel_shards: 8,
             query_timeout_ms: 30_000,
+            transaction_mode: TransactionMode::TwoPhase,
+            lock_timeout_ms: 5_000,
+            session_idle_timeout_ms: 60_000,
+            transaction_timeout_ms: 60_000,
             wal_segment_size: 10_485_760,
             lake_flush_interval_ms: 60_000,
             lake_max_buffer_size: 67_108_864,
@@ -109,6 +146,9 @@ impl Settings {
         read(&variable, "SHARD_TIMEOUT_MS", &mut settings.shard_timeout_ms, 1..=3_600_000)?;
         read(&variable, "MAX_PARALLEL_SHARDS", &mut settings.max_parallel_shards, 1..=4096)?;
         read(&variable, "DOSQL_QUERY_TIMEOUT_MS", &mut settings.query_timeout_ms, 1..=3_600_000)?;
+        read(&variable, "LOCK_TIMEOUT_MS", &mut settings.lock_timeout_ms, 1..=3_600_000)?;
+        read(&variable, "SESSION_IDLE_TIMEOUT_MS", &mut settings.session_idle_timeout_ms, 100..=86_400_000)?;
+        read(&variable, "TRANSACTION_TIMEOUT_MS", &mut settings.transaction_timeout_ms, 100..=86_400_000)?;
         read(&variable, "DOSQL_WAL_SEGMENT_SIZE", &mut settings.wal_segment_size, 4_096..=1 << 30)?;
         read(&variable, "DOLAKE_FLUSH_INTERVAL_MS", &mut settings.lake_flush_interval_ms, 1..=86_400_000)?;
         read(&variable, "DOLAKE_MAX_BUFFER_SIZE", &mut settings.lake_max_buffer_size, 65_536..=1 << 40)?;
@@ -118,13 +158,8 @@ impl Settings {
         read(&variable, "CDC_BATCH_TIMEOUT_MS", &mut settings.cdc_batch_timeout_ms, 1..=86_400_000)?;
         read(&variable, "CDC_MAX_RETRY_COUNT", &mut settings.cdc_max_retry_count, 0..=1000)?;
         read(&variable, "CDC_RETRY_DELAY_MS", &mut settings.cdc_retry_delay_ms, 1..=3_600_000)?;
-        if let Some(text) = variable("AUTO_SHARD") {
-            settings.auto_shard = text.parse().map_err(|reason: &str| SettingsError {
-                name: "AUTO_SHARD",
-                value: text.clone(),
-                reason: reason.to_owned(),
-            })?;
-        }
+        parse(&variable, "AUTO_SHARD", &mut settings.auto_shard)?;
+        parse(&variable, "TRANSACTION_MODE", &mut settings.transaction_mode)?;
         if let Some(text) = variable("VSCHEMA") {
             settings.vschema = text;
         }
@@ -135,6 +170,17 @@ impl Settings {
     pub fn shard_names(&self) -> impl Iterator<Item = String> + use<> {
         (0..self.shard_count).map(|index| format!("shard-{index}"))
     }
+}
+
+fn parse<T: FromStr<Err = &'static str>>(
+    variable: &impl Fn(&str) -> Option<String>,
+    name: &'static str,
+    target: &mut T,
+) -> Result<(), SettingsError> {
+    if let Some(value) = variable(name) {
+        *target = value.parse().map_err(|reason: &str| SettingsError { name, value, reason: reason.to_owned() })?;
+    }
+    Ok(())
 }
 
 fn read<T: FromStr<Err: Display> + PartialOrd + Display>(

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use dosql_proto::{Error, ErrorCode, Operation, SchemaChange, WalRecord};
+use dosql_proto::{Error, ErrorCode, Operation, SchemaChange, Sequence, WalRecord};
 use prost::Message;
 use rusqlite::Connection;
 use rusqlite::hooks::{Action, PreUpdateCase};
@@ -36,6 +36,7 @@ pub(super) struct Capture {
     changes: Vec<u8>,
     count: u32,
     schema_changes: Vec<SchemaChange>,
+    sequences: Vec<Sequence>,
     before: Vec<u8>,
     after: Vec<u8>,
     /// Why the transaction must not be kept.
@@ -81,12 +82,17 @@ impl Capture {
 
     /// Whether nothing was changed.
     pub(super) fn is_empty(&self) -> bool {
-        self.count == 0 && self.schema_changes.is_empty()
+        self.count == 0 && self.schema_changes.is_empty() && self.sequences.is_empty()
     }
 
     /// Whether a row was inserted since this was last asked.
     pub(super) fn take_inserted(&mut self) -> bool {
         std::mem::take(&mut self.inserted)
+    }
+
+    /// Records where AUTOINCREMENT has moved to; this takes the place of what was said before.
+    pub(super) fn set_sequences(&mut self, sequences: Vec<Sequence>) {
+        self.sequences = sequences;
     }
 
     /// Records a change of the schema, after the row changes so far.
@@ -132,6 +138,7 @@ impl Capture {
             tables: self.tables.iter().map(|shape| shape.table.clone()).collect(),
             changes: Vec::new(),
             schema_changes: std::mem::take(&mut self.schema_changes),
+            sequences: std::mem::take(&mut self.sequences),
         };
         self.changes.reserve(rest.encoded_len());
         // Protobuf's fields may come in any order: what is known last goes last, and the changes are not copied.

@@ -3,6 +3,7 @@
 //! Writes are grouped: each request is a savepoint within one transaction, which [`Actor::settle`] commits for all of them, and
 //! only then are they answered. Every request that changes something becomes one record of the log, in the same transaction.
 
+mod apply;
 mod capture;
 mod cursors;
 mod encoding;
@@ -17,8 +18,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use dosql_proto::{
-    CdcProtocol, CdcRequest, Closed, Committed, Error, ShardProtocol, ShardReply, ShardRequest, WalAcked, cdc_request,
-    shard_reply, shard_request,
+    CdcProtocol, CdcRequest, Closed, Committed, Error, ErrorCode, ShardProtocol, ShardReply, ShardRequest, WalAcked,
+    cdc_request, shard_reply, shard_request,
 };
 
 use self::cursors::{Cursors, IDLE_MS};
@@ -104,6 +105,10 @@ impl Shard {
             Request::ReadWal(request) => Reply::Wal(self.store.read_wal(&request)?),
             Request::AckWal(request) => Reply::Acked(WalAcked { lsn: self.store.acknowledge(&request)? }),
             Request::Status(_) => Reply::Status(self.store.status()?),
+            Request::Validate(_) | Request::Finish(_) | Request::RollbackTo(_) => {
+                let message = "transactions over several messages are not supported by this shard";
+                return Err(Error::new(ErrorCode::Unsupported, message).into());
+            }
         })
     }
 

@@ -18,6 +18,8 @@ pub(super) struct TableShape {
     pub(super) stored: Vec<i32>,
     /// Whether each of them has REAL affinity: SQLite keeps 1.0 there as the integer 1.
     pub(super) real: Vec<bool>,
+    /// Whether each of them is a generated column (STORED), which no statement can set.
+    pub(super) generated: Vec<bool>,
     /// Whether rows have a rowid.
     pub(super) has_rowid: bool,
     /// Whether the primary key is the rowid itself (`INTEGER PRIMARY KEY`).
@@ -37,6 +39,10 @@ pub(super) struct Schema {
     shapes: BTreeMap<String, Rc<TableShape>>,
     /// Whether some table or trigger may roll back the whole transaction.
     pub(super) may_roll_back: bool,
+    /// Whether some table numbers its rows by AUTOINCREMENT.
+    pub(super) has_sequences: bool,
+    /// Whether a change of a row may cause others: there are triggers or foreign keys.
+    pub(super) has_effects: bool,
 }
 
 /// What a statement did to the schema.
@@ -76,10 +82,13 @@ impl Schema {
             }
             let object = Object { kind: row.get(0)?, sql: row.get(2)? };
             schema.may_roll_back |= may_roll_back(&object.sql);
+            schema.has_sequences |= mentions(&object.sql, "autoincrement");
+            schema.has_effects |= object.kind == "trigger" || mentions(&object.sql, "references");
             schema.objects.insert(name, object);
         }
         let mut statement = connection.prepare_cached(own_sql!(
-            "SELECT l.name, l.wr, x.cid, x.name, x.type, x.pk, x.hidden \
+            "SELECT l.name, l.wr, x.cid, x.name, x.type, x.pk, x.hidden, \
+             EXISTS (SELECT 1 FROM pragma_index_list(l.name) WHERE origin = 'pk') \
              FROM pragma_table_list l JOIN pragma_table_xinfo(l.name) x \
              WHERE l.schema = 'main' AND l.type = 'table' \
              AND l.name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND l.name NOT LIKE '\\_dosql\\_%' ESCAPE '\\' \
@@ -91,7 +100,7 @@ impl Schema {
             let name: String = row.get(0)?;
             if building.as_ref().is_none_or(|current| current.shape.table.name != name) {
                 schema.finish(building.take());
-                building = Some(Building::new(name, row.get::<_, i64>(1)? == 0));
+                building = Some(Building::new(name, row.get::<_, i64>(1)? == 0, row.get(7)?));
             }
             if let Some(current) = &mut building {
                 current.column(row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?);
@@ -178,20 +187,32 @@ struct Building {
     shape: TableShape,
     /// (rank in the primary key, position among the stored columns)
     key: Vec<(i64, u32)>,
+    /// Whether the primary key has an index of its own.
+    key_index: bool,
 }
 
 impl Building {
-    fn new(name: String, has_rowid: bool) -> Self {
+    fn new(name: String, has_rowid: bool, key_index: bool) -> Self {
         let table = WalTable { name, ..WalTable::default() };
         Self {
-            shape: TableShape { table, stored: Vec::new(), real: Vec::new(), has_rowid, rowid_is_key: false },
+            shape: TableShape {
+                table,
+                stored: Vec::new(),
+                real: Vec::new(),
+                generated: Vec::new(),
+                has_rowid,
+                rowid_is_key: false,
+            },
             key: Vec::new(),
+            key_index,
         }
     }
 
     fn column(&mut self, index: i32, name: String, declared_type: String, key_rank: i64, hidden: i64) {
         /// What PRAGMA table_xinfo calls a VIRTUAL generated column.
         const VIRTUAL: i64 = 2;
+        /// And a STORED one.
+        const STORED: i64 = 3;
         if hidden == VIRTUAL {
             return;
         }
@@ -201,6 +222,7 @@ impl Building {
         }
         self.shape.stored.push(index);
         self.shape.real.push(has_real_affinity(&declared_type));
+        self.shape.generated.push(hidden == STORED);
         self.shape.table.columns.push(Column { name, declared_type });
     }
 
@@ -210,6 +232,8 @@ impl Building {
         self.shape.rowid_is_key = match self.shape.table.primary_key.as_slice() {
             [position] => {
                 self.shape.has_rowid
+                    // INTEGER PRIMARY KEY DESC is, for history's sake, not the rowid.
+                    && !self.key_index
                     && self.shape.table.columns[*position as usize].declared_type.eq_ignore_ascii_case("INTEGER")
             }
             _ => false,
@@ -223,6 +247,11 @@ fn has_real_affinity(declared_type: &str) -> bool {
     let upper = declared_type.to_ascii_uppercase();
     let has = |part: &str| upper.contains(part);
     !["INT", "CHAR", "CLOB", "TEXT", "BLOB"].into_iter().any(has) && ["REAL", "FLOA", "DOUB"].into_iter().any(has)
+}
+
+/// Whether a statement's text contains a word, which is in lower case.
+fn mentions(sql: &str, word: &str) -> bool {
+    sql.as_bytes().windows(word.len()).any(|window| window.eq_ignore_ascii_case(word.as_bytes()))
 }
 
 /// A name as SQL quotes it.

@@ -11,6 +11,7 @@ use rusqlite::limits::Limit;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ffi};
 
+use super::apply::{self, Sequences};
 use super::capture::{Capture, MAX_RECORD_BYTES};
 use super::cursors::Cursors;
 use super::guard::{Guard, MAX_SQL_BYTES, check_text, may_roll_back, own_sql};
@@ -45,6 +46,8 @@ pub(super) struct Store {
     guard: Rc<Guard>,
     capture: Rc<RefCell<Capture>>,
     schema: Schema,
+    /// Where AUTOINCREMENT stands.
+    sequences: Sequences,
     pub(super) log: Log,
     /// Whether the unit that runs has changed the schema.
     schema_touched: bool,
@@ -59,9 +62,12 @@ impl Store {
         connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
         connection.execute_batch("PRAGMA foreign_keys = ON").map_err(sql_error)?;
         let guard = Guard::install(&mut connection, context)?;
-        let (log, schema) = {
+        let (log, schema, sequences) = {
             let _own = guard.own();
-            (Log::open(&connection)?, Schema::load(&connection)?)
+            let log = Log::open(&connection)?;
+            let schema = Schema::load(&connection)?;
+            let sequences = apply::sequences(&connection, &schema)?;
+            (log, schema, sequences)
         };
         for (limit, bytes) in [
             (Limit::SQLITE_LIMIT_SQL_LENGTH, MAX_SQL_BYTES),
@@ -79,6 +85,7 @@ impl Store {
             guard,
             capture,
             schema,
+            sequences,
             log,
             schema_touched: false,
             group: None,
@@ -162,6 +169,7 @@ impl Store {
             hlc: self.log.hlc,
             database_bytes: pages(own_sql!("PRAGMA page_count"))? * pages(own_sql!("PRAGMA page_size"))?,
             tables: self.schema.tables(),
+            ..ShardStatus::default()
         })
     }
 
@@ -296,7 +304,9 @@ impl Store {
             return Err(Error::new(ErrorCode::Constraint, "FOREIGN KEY constraint failed"));
         }
         let now_ms = self.context.now_ms();
+        let sequences = apply::sequences(&self.connection, &self.schema)?;
         let mut capture = self.capture.borrow_mut();
+        capture.set_sequences(self.sequences.moved_to(&sequences));
         let (lsn, hlc) = (self.log.last_lsn, self.log.hlc);
         let oldest_lsn = self.log.oldest_lsn;
         let write = || {
@@ -314,6 +324,7 @@ impl Store {
         match written {
             Ok(executed) => {
                 self.group = self.group.map(|units| units + 1);
+                self.sequences = sequences;
                 Ok(executed)
             }
             Err(error) => {

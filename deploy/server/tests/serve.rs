@@ -166,6 +166,7 @@ async fn grpc_is_answered_at_both_addresses() {
                     .map(|row| Row { values: vec![Value::from(first + batch * 100 + row), Value::from("text")] })
                     .collect(),
                 request_id: format!("{index}-{batch}"),
+                ..LoadRequest::default()
             })
             .collect();
         let expected: Vec<_> = requests.iter().map(|request| (request.request_id.clone(), 100)).collect();

@@ -159,7 +159,8 @@ impl Entry {
             .collect::<Result<_, Error>>()?;
         let call = self.call(self.settings.query_timeout_ms)?;
         let request_id = if load.request_id.is_empty() { call.trace_id.clone() } else { load.request_id };
-        let request = LoadRequest { table: load.table, columns: load.columns, rows, request_id };
+        let request =
+            LoadRequest { table: load.table, columns: load.columns, rows, request_id, ..LoadRequest::default() };
         match self.router(router_request::Request::Load(request), &call).await? {
             router_reply::Reply::Load(loaded) => json(
                 serde_json::json!({"request_id": loaded.request_id, "rows_loaded": loaded.rows_loaded})

@@ -227,7 +227,7 @@ mod tests {
                 before: None,
                 after: Some([Value::from(id), Value::NULL].into_iter().collect()),
             }],
-            schema_changes: vec![],
+            ..WalRecord::default()
         }
     }
 

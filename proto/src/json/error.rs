@@ -56,8 +56,13 @@ pub fn http_status(error: &Error) -> u16 {
         | ErrorCode::Unsupported
         | ErrorCode::UnknownPosition
         | ErrorCode::SqlError => 400,
-        ErrorCode::UnknownTable | ErrorCode::UnknownCursor | ErrorCode::NotFound => 404,
-        ErrorCode::Constraint | ErrorCode::Conflict | ErrorCode::AlreadyExists | ErrorCode::OutOfOrder => 409,
+        ErrorCode::UnknownTable | ErrorCode::UnknownCursor | ErrorCode::UnknownSession | ErrorCode::NotFound => 404,
+        ErrorCode::Constraint
+        | ErrorCode::Conflict
+        | ErrorCode::LockTimeout
+        | ErrorCode::TransactionAborted
+        | ErrorCode::AlreadyExists
+        | ErrorCode::OutOfOrder => 409,
         ErrorCode::TooLarge => 413,
         ErrorCode::Overloaded | ErrorCode::BufferFull => 429,
         ErrorCode::Unavailable => 503,

@@ -173,6 +173,7 @@ mod tests {
             request_id: "a".into(),
             max_batch_bytes: 6,
             options: Some(options),
+            ..QueryRequest::default()
         };
         for body in [format!(r#"{{"sql": "x", {OPTIONS}}}"#), format!(r#"{{"sql": "x", "options": {{{OPTIONS}}}}}"#)] {
             assert_eq!(query_from_json(body.as_bytes()).unwrap(), expected);

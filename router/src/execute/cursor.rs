@@ -129,7 +129,7 @@ impl Shared {
         call: &Scope,
     ) -> Result<RowBatch, Error> {
         let began_us = self.context.timer_us();
-        let query = ShardQuery { statement: Some(statement), max_batch_bytes };
+        let query = ShardQuery { statement: Some(statement), max_batch_bytes, ..ShardQuery::default() };
         let batch = shards::batch(self.ask(shard, Request::Query(query), call).await?)?;
         self.note_batch(shard, &batch, began_us, call);
         Ok(batch)

@@ -11,7 +11,7 @@ impl Shared {
     /// Loads rows. Each shard's are one transaction, remembered under the request's id. A shard that fails is not asked again
     /// here, since its rows went with the message: the client sends the same request again, and what was loaded is skipped.
     pub(super) async fn load(&self, request: LoadRequest, call: &Call) -> Result<LoadResponse, Error> {
-        let LoadRequest { table, mut columns, rows, request_id } = request;
+        let LoadRequest { table, mut columns, rows, request_id, .. } = request;
         let call = self.scope(call, 0, None);
         let request_id = self.request_id(request_id);
         let loaded = rows.len() as u64;
@@ -88,7 +88,8 @@ impl Shared {
         let outcomes = self
             .on_each(parts, |(shard, rows)| {
                 let request_id = self.part_id(&request_id, shard);
-                let load = ShardLoad { table: name.clone(), columns: columns.clone(), rows, request_id };
+                let load =
+                    ShardLoad { table: name.clone(), columns: columns.clone(), rows, request_id, transaction: None };
                 let call = &call;
                 async move { shards::executed(self.ask_once(shard, Request::Load(load), call).await?) }
             })

@@ -21,7 +21,7 @@ use dosql_proto::{
 use futures_util::lock::Mutex;
 
 use crate::affinity::Converter;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, unsupported};
 use crate::plan::{Explained, KeySource, Keys, Plan, PlanCache, Step, Target, explain};
 use crate::vindex::{HashVindex, shard_of};
 use crate::vschema::VSchema;
@@ -102,6 +102,9 @@ impl Shared {
             Request::Batch(request) => Reply::Batch(self.batch(request, &call).await?),
             Request::Explain(request) => Reply::Explain(self.explain(request)?),
             Request::Load(request) => Reply::Load(self.load(request, &call).await?),
+            Request::OpenSession(_) | Request::CloseSession(_) | Request::InDoubt(_) => {
+                return Err(unsupported("sessions are not supported by this router"));
+            }
         };
         Ok(RouterReply { reply: Some(reply) })
     }
@@ -165,6 +168,7 @@ impl Shared {
                 rows_affected: result.rows_affected,
                 query_plan,
                 stats: scope.stats(),
+                ..RowBatch::default()
             });
         }
         let bytes = match request.max_batch_bytes {

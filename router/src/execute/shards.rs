@@ -53,7 +53,8 @@ impl Shared {
         request_id: String,
         call: &Scope,
     ) -> Result<ShardExecuted, Error> {
-        executed(self.ask(shard, Request::Execute(ShardExecute { statements, request_id }), call).await?)
+        let execute = ShardExecute { statements, request_id, transaction: None };
+        executed(self.ask(shard, Request::Execute(execute), call).await?)
     }
 
     /// Does something on several shards, a bounded number at a time; the outcomes come in the order of `work`.

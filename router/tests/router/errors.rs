@@ -74,6 +74,7 @@ async fn a_repeated_load_takes_effect_once() {
             columns: vec!["k".to_owned(), "v".to_owned()],
             rows: rows.clone(),
             request_id: "once".to_owned(),
+            ..LoadRequest::default()
         };
         let Reply::Load(done) = database.ask(Request::Load(load)).await.unwrap() else { panic!() };
         assert_eq!(done.rows_loaded, 1000);

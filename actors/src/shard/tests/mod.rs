@@ -1,5 +1,6 @@
 //! What a shard promises, one test a promise.
 
+mod apply;
 mod replay;
 
 use std::rc::Rc;
@@ -28,6 +29,7 @@ fn execute(request_id: &str, statements: &[&str]) -> Request {
     Request::Execute(ShardExecute {
         statements: statements.iter().map(|sql| statement(sql, Vec::new())).collect(),
         request_id: request_id.to_owned(),
+        ..ShardExecute::default()
     })
 }
 
@@ -87,7 +89,8 @@ impl Bench {
     }
 
     async fn query(&mut self, sql: &str, max_batch_bytes: u32) -> Result<RowBatch, Error> {
-        let query = ShardQuery { statement: Some(statement(sql, Vec::new())), max_batch_bytes };
+        let query =
+            ShardQuery { statement: Some(statement(sql, Vec::new())), max_batch_bytes, ..ShardQuery::default() };
         match self.ask(Request::Query(query)).await? {
             Reply::Rows(batch) => Ok(batch),
             other => panic!("{other:?}"),
@@ -444,6 +447,7 @@ fn loads_are_one_record_and_say_which_row_was_refused() {
                 columns: vec!["b c".into(), "a".into()],
                 rows,
                 request_id: request_id.into(),
+                ..ShardLoad::default()
             })
         };
         let rows = vec![row(vec!["x".into(), 1.into()]), row(vec![Value::NULL, 2.into()])];
@@ -586,7 +590,7 @@ fn a_statement_ends_at_its_deadline() {
         let mut bench = Bench::new(Settings::default()).await;
         let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
         let call = Call::system().within(bench.world.context("test", "test").now_ms(), 50);
-        let query = ShardQuery { statement: Some(statement(endless, Vec::new())), max_batch_bytes: 0 };
+        let query = ShardQuery { statement: Some(statement(endless, Vec::new())), ..ShardQuery::default() };
         let handled = bench.shard().handle(ShardRequest { request: Some(Request::Query(query)) }, &call).await;
         let Handled::Reply(Err(error)) = handled else { panic!("it cannot end otherwise") };
         assert_eq!(error.code(), ErrorCode::DeadlineExceeded);
@@ -679,6 +683,7 @@ fn parameters_reach_the_row_as_they_are() {
         let insert = ShardExecute {
             statements: vec![statement("INSERT INTO t VALUES (?, ?, ?, ?, ?)", values.clone())],
             request_id: "r".into(),
+            ..ShardExecute::default()
         };
         bench.ask(Request::Execute(insert)).await.unwrap();
         assert_eq!(bench.query("SELECT * FROM t", 0).await.unwrap().rows[0].values, values);
@@ -686,7 +691,7 @@ fn parameters_reach_the_row_as_they_are() {
         assert_eq!(record.changes[0].after, Some(row(values)));
         let short = ShardExecute {
             statements: vec![statement("INSERT INTO t (a) VALUES (?)", Vec::new())],
-            request_id: String::new(),
+            ..ShardExecute::default()
         };
         assert_eq!(bench.ask(Request::Execute(short)).await.unwrap_err().code(), ErrorCode::ParameterCount);
     });

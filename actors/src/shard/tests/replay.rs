@@ -11,11 +11,27 @@ use super::{Bench, execute};
 use crate::runtime::Settings;
 use crate::test_world::run;
 
+/// The tables that [`Random::statement`] writes to.
+pub(super) const TABLES: [&str; 5] = [
+    "CREATE TABLE r (a INTEGER PRIMARY KEY, b TEXT UNIQUE, c REAL)",
+    "CREATE TABLE w (k1 TEXT, k2 INTEGER, v REAL, d AS (k2 + 1), e AS (k2 * 2) STORED, PRIMARY KEY (k2, k1)) WITHOUT ROWID",
+    "CREATE TABLE n (x NUMERIC, y REFERENCES r ON DELETE CASCADE ON UPDATE CASCADE)",
+    "CREATE TABLE log (what)",
+    "CREATE TRIGGER g AFTER UPDATE OF v ON w BEGIN INSERT INTO log VALUES (new.v); DELETE FROM log WHERE rowid < old.k2; END",
+];
+
+/// The seed that DOSQL_SEED names, or another one each time.
+pub(super) fn seed() -> u64 {
+    let seed = std::env::var("DOSQL_SEED").map_or_else(|_| std::process::id().into(), |seed| seed.parse().unwrap());
+    println!("DOSQL_SEED={seed}");
+    seed
+}
+
 /// A generator good enough for tests (xorshift64*).
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -37,7 +53,7 @@ impl Random {
         }
     }
 
-    fn statement(&mut self) -> String {
+    pub(super) fn statement(&mut self) -> String {
         let (a, b, k) = (self.value(), self.value(), self.below(12));
         let insert = self.pick(&["INSERT", "INSERT OR IGNORE", "REPLACE", "INSERT OR FAIL"]);
         let update = self.pick(&["UPDATE", "UPDATE OR REPLACE", "UPDATE OR IGNORE"]);
@@ -102,19 +118,11 @@ impl Rebuilt {
 
 #[test]
 fn the_log_rebuilds_the_tables() {
-    let seed: u64 =
-        std::env::var("DOSQL_SEED").map_or_else(|_| std::process::id().into(), |seed| seed.parse().unwrap());
-    println!("DOSQL_SEED={seed}");
+    let seed = seed();
     run(async {
         let mut random = Random(seed | 1 << 40);
         let mut bench = Bench::new(Settings::default()).await;
-        for sql in [
-            "CREATE TABLE r (a INTEGER PRIMARY KEY, b TEXT UNIQUE, c REAL)",
-            "CREATE TABLE w (k1 TEXT, k2 INTEGER, v REAL, d AS (k2 + 1), e AS (k2 * 2) STORED, PRIMARY KEY (k2, k1)) WITHOUT ROWID",
-            "CREATE TABLE n (x NUMERIC, y REFERENCES r ON DELETE CASCADE ON UPDATE CASCADE)",
-            "CREATE TABLE log (what)",
-            "CREATE TRIGGER g AFTER UPDATE OF v ON w BEGIN INSERT INTO log VALUES (new.v); DELETE FROM log WHERE rowid < old.k2; END",
-        ] {
+        for sql in TABLES {
             bench.run(sql).await;
         }
         let (mut done, mut failed) = (0, 0);

@@ -108,6 +108,7 @@ impl<'a> Requests<'a> {
             columns: self.source.names.clone(),
             rows,
             request_id: request_id(self.import_id, self.number),
+            ..LoadRequest::default()
         };
         self.number += 1;
         let next = Place { position: Some(self.reader.position().clone()), number: self.number };

@@ -1,0 +1,133 @@
+"""PyIceberg, DuckDB, Polars and ClickHouse (chdb) read mirror and change log, and agree with SQLite row for row."""
+
+import os
+import random
+import sqlite3
+import time
+from collections import Counter
+
+import pytest
+from engines import ENGINES
+from lakehouse import directory
+from server import Server
+
+TABLES = {
+    "items": "CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT, price REAL, data BLOB, dt DATE, flag BOOLEAN)",
+    "pairs": "CREATE TABLE pairs (a TEXT, b INT, note TEXT, PRIMARY KEY (a, b))",
+}
+TEXTS = ("", "plain", "'quoted'", "größe 🦀", "line\nbreak", "x" * 300)
+
+
+class History:
+    """Runs each statement on a server and on SQLite, and notes what it changes."""
+
+    def __init__(self, server: Server, seed: str):
+        self.server = server
+        self.sqlite = sqlite3.connect(":memory:", isolation_level=None)
+        self.random = random.Random(seed)
+        self.tables = {}
+        # By table: (operation, the row as a dict without its NULLs).
+        self.changes = {name: Counter() for name in TABLES}
+        self.next_id = 1
+        for name, sql in TABLES.items():
+            self.run(sql)
+
+    def rows(self, table: str) -> list[dict]:
+        cursor = self.sqlite.execute(f"SELECT rowid AS _key, * FROM {table}")
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor]
+
+    def run(self, sql: str, *params) -> None:
+        before = {name: {row["_key"]: row for row in self.rows(name)} for name in self.tables}
+        self.sqlite.execute(sql, params)
+        self.server.sql(sql, *params)
+        self.tables = {name: self.columns(name) for name in TABLES if self.columns(name)}
+        for name in before:
+            after = {row["_key"]: row for row in self.rows(name)}
+            for key in before[name].keys() | after.keys():
+                old, new = before[name].get(key), after.get(key)
+                if old != new:
+                    self.note(name, "delete" if new is None else "update_before", old)
+                    self.note(name, "insert" if old is None else "update_after", new)
+
+    def note(self, table: str, operation: str, row: dict | None) -> None:
+        if row is not None:
+            present = frozenset((name, value) for name, value in row.items() if value is not None and name != "_key")
+            self.changes[table][(operation, present)] += 1
+
+    def columns(self, table: str) -> tuple[str, ...]:
+        return tuple(row[1] for row in self.sqlite.execute(f"PRAGMA table_info({table})"))
+
+    def item(self) -> tuple:
+        choice = self.random
+        values = (
+            self.next_id, choice.choice(TEXTS), choice.choice((0.5, -1e300, 3.0, 1 / 3)), choice.randbytes(3),
+            "2024-02-29", choice.choice((0, 1)),
+        )
+        self.next_id += 1
+        return values[:1] + tuple(None if choice.random() < 0.2 else value for value in values[1:])
+
+    def insert(self, count: int) -> None:
+        extra = len(self.tables["items"]) - 6
+        for _ in range(count):
+            values = self.item() + tuple(self.random.randrange(-5, 5) for _ in range(extra))
+            self.run(f"INSERT INTO items VALUES ({', '.join('?' * len(values))})", *values)
+            self.run("INSERT INTO pairs VALUES (?, ?, ?)", self.random.choice("abc"), self.next_id, "note")
+
+    def change(self, count: int) -> None:
+        for number in range(count):
+            id = self.random.randrange(1, self.next_id)
+            self.run("UPDATE items SET name = ?, price = ? WHERE id = ?", f"changed {number}", number / 4, id)
+            self.run("UPDATE pairs SET note = ? WHERE b = ?", f"again {number} {id}", id)
+            self.run("DELETE FROM items WHERE id = ?", self.random.randrange(1, self.next_id))
+            self.run("DELETE FROM pairs WHERE b = ?", self.random.randrange(1, self.next_id))
+
+
+def check(history: History, what: str) -> None:
+    history.server.flush()
+    for table, columns in history.tables.items():
+        names = ", ".join(columns)
+        expected = Counter(history.sqlite.execute(f"SELECT {names} FROM {table}").fetchall())
+        assert sum(expected.values()) > 10
+        mirror = directory(history.server.data_dir, table)
+        log = directory(history.server.data_dir, f"{table}__changes")
+        for engine, read in ENGINES.items():
+            assert Counter(read(mirror, columns)) == expected, f"{what}: {engine} reads the mirror of {table}"
+            # Each change once, and with the columns as they are now: a row has at most one value that was not dropped.
+            entries = read(log, ("_shard", "_lsn", "_ordinal", "_operation", *columns))
+            assert len({entry[:4] for entry in entries}) == len(entries), f"{engine}: a change is there twice"
+            logged = Counter(
+                (operation, frozenset(cell for cell in zip(columns, values, strict=True) if cell[1] is not None))
+                for _, _, _, operation, *values in entries
+            )
+            assert logged == now_named(history.changes[table], columns), f"{what}: {engine} reads the log of {table}"
+
+
+def now_named(changes: Counter, columns: tuple[str, ...]) -> Counter:
+    """The changes with the columns that there are now."""
+    kept = Counter()
+    for (operation, cells), count in changes.items():
+        kept[(operation, frozenset(cell for cell in cells if cell[0] in columns))] += count
+    return kept
+
+
+@pytest.fixture
+def history(tmp_path, monkeypatch):
+    monkeypatch.chdir("/")  # chdb reads files below the working directory only
+    monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")
+    seed = os.environ.get("DOSQL_SEED", str(time.time_ns()))
+    print(f"DOSQL_SEED={seed}")
+    server = Server(tmp_path / "data", "--auto-shard", "primary-key", shards=3).start()
+    yield History(server, seed)
+    assert server.stop() == 0, server.log_tail()
+
+
+def test_engines_agree_with_sqlite(history):
+    history.insert(25)
+    check(history, "after inserts")
+    history.change(15)
+    check(history, "after updates and deletes")
+    history.run("ALTER TABLE items ADD COLUMN stock INTEGER DEFAULT 7")
+    history.insert(5)
+    history.change(5)
+    check(history, "after a column was added")

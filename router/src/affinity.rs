@@ -1,6 +1,7 @@
 //! What SQLite makes of a value that is stored into a column or compared with it, so that a key is hashed as it is stored.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 
 use dosql_actors::sql_value;
 use dosql_proto::{Error, Value, value::Kind};
@@ -73,6 +74,36 @@ impl Collation {
         }
     }
 
+    /// How SQLite orders two stored values: NULL, numbers, text by this collation, blobs.
+    #[must_use]
+    pub fn compare(self, left: &Value, right: &Value) -> Ordering {
+        let class = |value: &Value| match &value.kind {
+            None => 0,
+            Some(Kind::Integer(_) | Kind::Real(_)) => 1,
+            Some(Kind::Text(_) | Kind::RawText(_)) => 2,
+            Some(Kind::Blob(_)) => 3,
+        };
+        match (&left.kind, &right.kind) {
+            (Some(Kind::Integer(left)), Some(Kind::Integer(right))) => left.cmp(right),
+            (Some(Kind::Real(left)), Some(Kind::Real(right))) => left.partial_cmp(right).unwrap_or(Ordering::Equal),
+            (Some(Kind::Integer(left)), Some(Kind::Real(right))) => integer_and_real(*left, *right),
+            (Some(Kind::Real(left)), Some(Kind::Integer(right))) => integer_and_real(*right, *left).reverse(),
+            (Some(Kind::Blob(left)), Some(Kind::Blob(right))) => left.cmp(right),
+            _ => match (text_of(left), text_of(right)) {
+                (Some(left), Some(right)) => self.compare_text(left, right),
+                _ => class(left).cmp(&class(right)),
+            },
+        }
+    }
+
+    fn compare_text(self, left: &[u8], right: &[u8]) -> Ordering {
+        match self {
+            Self::Binary => left.cmp(right),
+            Self::NoCase => left.iter().map(u8::to_ascii_lowercase).cmp(right.iter().map(u8::to_ascii_lowercase)),
+            Self::RightTrim => without_spaces(left).cmp(without_spaces(right)),
+        }
+    }
+
     /// Its SQL name.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -82,6 +113,34 @@ impl Collation {
             Self::RightTrim => "RTRIM",
         }
     }
+}
+
+fn text_of(value: &Value) -> Option<&[u8]> {
+    match &value.kind {
+        Some(Kind::Text(text)) => Some(text.as_bytes()),
+        Some(Kind::RawText(text)) => Some(text),
+        _ => None,
+    }
+}
+
+/// Text as `RTRIM` sees it.
+pub(crate) fn without_spaces(text: &[u8]) -> &[u8] {
+    let end = text.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
+    &text[..end]
+}
+
+/// Exact, where a cast of the integer would round.
+fn integer_and_real(integer: i64, real: f64) -> Ordering {
+    const LIMIT: f64 = 9_223_372_036_854_775_808.0;
+    if real >= LIMIT {
+        return Ordering::Less;
+    }
+    if real < -LIMIT {
+        return Ordering::Greater;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "the range is checked first")]
+    let whole = real.trunc() as i64;
+    integer.cmp(&whole).then_with(|| 0.0.partial_cmp(&real.fract()).unwrap_or(Ordering::Equal))
 }
 
 /// Applies affinities. The cases that need no thought are decided here, the others by SQLite.
@@ -145,5 +204,55 @@ impl Converter {
             }
         };
         run().map_err(sql_value::sql_error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_ordered_as_in_sqlite() {
+        let scratch = Connection::open_in_memory().unwrap();
+        let big = 9_007_199_254_740_993_i64;
+        let values: Vec<Value> = vec![
+            Value::NULL,
+            i64::MIN.into(),
+            (-9.3e18).into(),
+            (-1).into(),
+            (-0.5).into(),
+            0.into(),
+            0.5.into(),
+            1.into(),
+            1.0.into(),
+            big.into(),
+            (big as f64).into(),
+            i64::MAX.into(),
+            9.3e18.into(),
+            "".into(),
+            "2025-01-01".into(),
+            "A".into(),
+            "a".into(),
+            "a  ".into(),
+            "B".into(),
+            "\u{e9}".into(),
+            Value { kind: Some(Kind::RawText(vec![0xff, 0x41])) },
+            Value { kind: Some(Kind::Blob(vec![0x41])) },
+        ];
+        for collation in [Collation::Binary, Collation::NoCase, Collation::RightTrim] {
+            let sql = format!(
+                "SELECT CASE WHEN ?1 IS NULL OR ?2 IS NULL THEN (?1 IS NOT NULL) - (?2 IS NOT NULL) ELSE (?1 > ?2 COLLATE {0}) - (?1 < ?2 COLLATE {0}) END",
+                collation.name()
+            );
+            let mut statement = scratch.prepare(&sql).unwrap();
+            for left in &values {
+                for right in &values {
+                    let expected: i64 = statement
+                        .query_row([sql_value::Param(left), sql_value::Param(right)], |row| row.get(0))
+                        .unwrap();
+                    assert_eq!(collation.compare(left, right) as i64, expected, "{left:?} {right:?} {collation:?}");
+                }
+            }
+        }
     }
 }

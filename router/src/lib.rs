@@ -17,4 +17,6 @@ mod vschema;
 
 pub use actor::Router;
 pub use affinity::{Affinity, Collation};
-pub use vschema::{RouterSettings, ShardEntry, ShardMetadata, TableEntry, VSchema, VindexEntry};
+pub use vschema::{
+    KeyValue, RangeEntry, RouterSettings, ShardEntry, ShardMetadata, TableEntry, VSchema, VindexEntry, with_shards,
+};

@@ -57,8 +57,10 @@ impl FromStr for TransactionMode {
 /// The system's settings. Sizes in bytes, times in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// `SHARD_COUNT`: number of shards, named `shard-0`, `shard-1`, ...
+    /// `SHARD_COUNT`: number of shards, named `shard-0`, `shard-1`, ..., where the VSchema lists none.
     pub shard_count: u32,
+    /// The names of all shards, where the VSchema says more of them than `shard_count` does; otherwise empty.
+    pub shards: Vec<String>,
     /// `SHARD_TIMEOUT_MS`: how long the router waits for one shard.
     pub shard_timeout_ms: u64,
     /// `MAX_PARALLEL_SHARDS`: shards one query asks at a time.
@@ -101,6 +103,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             shard_count: 16,
+            shards: Vec::new(),
             shard_timeout_ms: 10_000,
             max_parallel_shards: 8,
             query_timeout_ms: 30_000,
@@ -168,6 +171,12 @@ impl Settings {
 
     /// The names of all shards.
     pub fn shard_names(&self) -> impl Iterator<Item = String> + use<> {
+        let numbered = self.shards.is_empty().then(|| self.numbered_shards());
+        self.shards.clone().into_iter().chain(numbered.into_iter().flatten())
+    }
+
+    /// `shard-0`, `shard-1`, ..., as many as `shard_count` says.
+    pub fn numbered_shards(&self) -> impl Iterator<Item = String> + use<> {
         (0..self.shard_count).map(|index| format!("shard-{index}"))
     }
 }

@@ -48,7 +48,7 @@ impl ObjectHost {
             store,
             reach: Reach::new(env)?,
             objects: Rc::new(R2::new(env.bucket("LAKEHOUSE_BUCKET")?, &root)),
-            settings: Arc::new(settings),
+            settings: Arc::new(dosql_router::with_shards(settings)),
             latest_ms: Cell::new(0),
             tasks: Tasks::default(),
         })

@@ -1,6 +1,7 @@
 //! What a schema change means: rehearsed on the mirror and rolled back there, before any shard hears of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use dosql_actors::runtime::AutoShard;
 use dosql_actors::sql_value::sql_error;
@@ -9,7 +10,8 @@ use dosql_proto::{Error, ErrorCode};
 use super::table::{self, Placement, Shape, Table};
 use super::{Catalog, Ddl};
 use crate::sql_text::quote;
-use crate::vschema::{TableEntry, VSchema};
+use crate::vindex::Vindex;
+use crate::vschema::{TableEntry, VSchema, VindexEntry, named};
 
 /// A schema change that may go ahead.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,8 +22,27 @@ pub(crate) struct Change {
     pub(crate) sql: String,
     /// What takes it back from shards that applied it when another refused.
     pub(crate) undo: Option<String>,
-    /// Every table's placement afterwards, with the sharding column's name.
-    pub(crate) placements: BTreeMap<String, (Placement, Option<String>)>,
+    /// Every table's place afterwards.
+    pub(crate) places: BTreeMap<String, Place>,
+}
+
+/// Where a table's rows are, without the table.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Place {
+    pub(crate) placement: Placement,
+    pub(crate) vindex: Option<Rc<Vindex>>,
+}
+
+impl Place {
+    /// The place of a table that is not sharded.
+    pub(super) fn unmapped(placement: Placement) -> Self {
+        Self { placement, vindex: None }
+    }
+
+    /// The table there.
+    pub(super) fn table(self, shape: Shape) -> Table {
+        Table { shape, placement: self.placement, vindex: self.vindex }
+    }
 }
 
 /// What a rehearsal found.
@@ -33,21 +54,32 @@ pub(crate) enum Outcome {
     Change(Change),
 }
 
-/// The placement of a table that the VSchema shards by `column`.
-fn sharded_by(shape: &Shape, column: &str) -> Result<Placement, Error> {
-    let index = shape.column(column).ok_or_else(|| {
-        Error::new(
-            ErrorCode::UnknownColumn,
-            format!("no such column: {column}, by which the VSchema shards table {}", shape.name),
-        )
-    })?;
-    if shape.columns[index].generated {
-        return Err(unsupported(format!("sharding {} by the generated column {column} is not supported", shape.name)));
-    }
-    Ok(Placement::Sharded(index))
-}
-
 impl Catalog {
+    /// The place of a table that is sharded by `column`.
+    ///
+    /// # Errors
+    /// `UNKNOWN_COLUMN`; `UNSUPPORTED` for a generated one; what is wrong with the vindex for this column.
+    pub(super) fn sharded_by(&self, shape: &Shape, column: &str, vindex: &VindexEntry) -> Result<Place, Error> {
+        let index = shape.column(column).ok_or_else(|| {
+            Error::new(
+                ErrorCode::UnknownColumn,
+                format!("no such column: {column}, by which the VSchema shards table {}", shape.name),
+            )
+        })?;
+        let info = &shape.columns[index];
+        if info.generated {
+            return Err(unsupported(format!(
+                "sharding {} by the generated column {column} is not supported",
+                shape.name
+            )));
+        }
+        let vindex = self.vindex(info, vindex).map_err(|error| {
+            let message = format!("table {}, column {column}: {}", shape.name, error.message);
+            Error { message, ..error }
+        })?;
+        Ok(Place { placement: Placement::Sharded(index), vindex: Some(vindex) })
+    }
+
     /// Rehearses a DDL statement.
     ///
     /// # Errors
@@ -96,7 +128,7 @@ impl Catalog {
         }
         let created: Vec<&String> = after.keys().filter(|name| !self.tables.contains_key(*name)).collect();
         let dropped: Vec<&String> = self.tables.keys().filter(|name| !after.contains_key(*name)).collect();
-        let mut placements = BTreeMap::new();
+        let mut places = BTreeMap::new();
         for (name, shape) in &after {
             let old = match (self.tables.get(name), ddl, dropped.first()) {
                 (Some(table), ..) => Some(table),
@@ -104,18 +136,14 @@ impl Catalog {
                 (None, Ddl::OfTable(_), Some(old)) => self.tables.get(*old),
                 _ => None,
             };
-            let placement = match old {
+            let place = match old {
                 Some(table) => moved(table, shape)?,
                 None => self.place(shape, vschema, auto_shard)?,
             };
-            let column = match placement {
-                Placement::Sharded(index) => Some(shape.columns[index].name.clone()),
-                _ => None,
-            };
-            placements.insert(name.clone(), (placement, column));
+            places.insert(name.clone(), place);
         }
         for (name, shape) in &after {
-            self.check_table(name, shape, &placements)?;
+            self.check_table(name, shape, &after, &places)?;
         }
         let all: Vec<usize> = (0..self.shards.len()).collect();
         let shards_of = |placement: &Placement| match placement {
@@ -127,7 +155,7 @@ impl Catalog {
         let shards = match ddl {
             Ddl::CreateTable => {
                 let Some(name) = created.first() else { return Err(Error::internal("CREATE TABLE made no table")) };
-                let shards = shards_of(&placements[*name].0);
+                let shards = shards_of(&places[*name].placement);
                 self.check_sources(sources, &shards)?;
                 undo = Some(format!("DROP TABLE IF EXISTS {}", quote(&after[*name].name)));
                 shards
@@ -162,7 +190,7 @@ impl Catalog {
             }
             Ddl::Refused(construct) => return Err(unsupported(format!("{construct} is not supported"))),
         };
-        Ok(Change { shards, sql: text, undo, placements })
+        Ok(Change { shards, sql: text, undo, places })
     }
 
     /// Only what depends on rows can fail on one shard and not on another: a unique index, an added column's constraints.
@@ -213,37 +241,31 @@ impl Catalog {
     }
 
     /// Where a new table goes.
-    fn place(&self, shape: &Shape, vschema: &VSchema, auto_shard: AutoShard) -> Result<Placement, Error> {
+    fn place(&self, shape: &Shape, vschema: &VSchema, auto_shard: AutoShard) -> Result<Place, Error> {
         if let Some(column) = self.added_vindex(&shape.name)? {
-            return sharded_by(shape, &column);
+            return self.sharded_by(shape, &column, &VindexEntry::default());
         }
-        match vschema.table(&shape.name) {
-            Some(TableEntry::Sharded { column, .. }) => sharded_by(shape, column),
-            Some(TableEntry::Unsharded { shard }) => Ok(Placement::Unsharded(
-                shard
-                    .as_ref()
-                    .and_then(|id| self.shards.iter().position(|name| name == id))
-                    .unwrap_or(self.default_shard),
-            )),
-            Some(TableEntry::Reference {}) => Ok(Placement::Reference),
-            None => {
-                let column = match auto_shard {
-                    AutoShard::Off => None,
-                    AutoShard::PrimaryKey => shape.columns.iter().position(|column| column.key_place == 1),
-                    AutoShard::FirstColumn => Some(0),
-                };
-                // Nobody asked for this table to be sharded, so one whose constraints would not allow it is not.
-                Ok(match column {
-                    Some(index)
-                        if !shape.columns[index].generated
-                            && shape.unenforceable(index).is_none()
-                            && shape.foreign_keys.is_empty() =>
-                    {
-                        Placement::Sharded(index)
-                    }
-                    _ => Placement::Unsharded(self.default_shard),
-                })
+        let column = match (vschema.table(&shape.name), auto_shard) {
+            (Some(TableEntry::Sharded { column, vindex }), _) => return self.sharded_by(shape, column, vindex),
+            (Some(TableEntry::Unsharded { shard }), _) => {
+                let place = shard.as_ref().and_then(|id| named(self.shards.iter().map(String::as_str), id));
+                return Ok(Place::unmapped(Placement::Unsharded(place.unwrap_or(self.default_shard))));
             }
+            (Some(TableEntry::Reference {}), _) => return Ok(Place::unmapped(Placement::Reference)),
+            (None, AutoShard::Off) => None,
+            (None, AutoShard::PrimaryKey) => shape.columns.iter().find(|column| column.key_place == 1),
+            (None, AutoShard::FirstColumn) => shape.columns.first(),
+        };
+        // Nobody asked for this table to be sharded, so one whose constraints would not allow it is not.
+        match column {
+            Some(column)
+                if !column.generated
+                    && shape.column(&column.name).is_some_and(|index| shape.unenforceable(index).is_none())
+                    && shape.foreign_keys.is_empty() =>
+            {
+                self.sharded_by(shape, &column.name, &VindexEntry::default())
+            }
+            _ => Ok(Place::unmapped(Placement::Unsharded(self.default_shard))),
         }
     }
 
@@ -252,19 +274,19 @@ impl Catalog {
         &self,
         name: &str,
         shape: &Shape,
-        placements: &BTreeMap<String, (Placement, Option<String>)>,
+        shapes: &BTreeMap<String, Shape>,
+        places: &BTreeMap<String, Place>,
     ) -> Result<(), Error> {
         if self.shards.len() == 1 {
             return Ok(());
         }
-        let (placement, column) = &placements[name];
+        let Place { placement, vindex } = &places[name];
         match placement {
             Placement::Sharded(index) => {
                 if let Some(constraint) = shape.unenforceable(*index) {
                     return Err(unsupported(format!(
                         "{constraint} of table {} cannot be enforced across shards: it does not include the sharding column {}",
-                        shape.name,
-                        column.as_deref().unwrap_or_default()
+                        shape.name, shape.columns[*index].name
                     )));
                 }
             }
@@ -285,20 +307,24 @@ impl Catalog {
             Placement::Unsharded(_) => {}
         }
         for key in &shape.foreign_keys {
-            let parent = placements.get(&key.parent.to_ascii_lowercase());
-            let enforceable = match (placement, parent.map(|(placement, _)| placement)) {
+            let parent_name = key.parent.to_ascii_lowercase();
+            let parent = places.get(&parent_name);
+            let enforceable = match (placement, parent.map(|parent| &parent.placement)) {
                 (_, Some(Placement::Reference)) => true,
                 (Placement::Unsharded(here), Some(Placement::Unsharded(there))) => here == there,
                 (Placement::Unsharded(_), None) => true,
-                (Placement::Sharded(_), Some(Placement::Sharded(_))) => {
-                    let parent_column = parent.and_then(|(_, column)| column.as_deref()).unwrap_or_default();
-                    key.columns.iter().any(|(child, referred)| {
-                        column.as_deref().is_some_and(|column| column.eq_ignore_ascii_case(child))
-                            && match referred {
-                                Some(name) => name.eq_ignore_ascii_case(parent_column),
-                                None => key.columns.len() == 1,
-                            }
-                    })
+                (Placement::Sharded(column), Some(Placement::Sharded(parent_column))) => {
+                    let column = &shape.columns[*column].name;
+                    let parent_column = &shapes[&parent_name].columns[*parent_column].name;
+                    let same_vindex = parent.is_some_and(|parent| parent.vindex == *vindex);
+                    same_vindex
+                        && key.columns.iter().any(|(child, referred)| {
+                            column.eq_ignore_ascii_case(child)
+                                && match referred {
+                                    Some(name) => name.eq_ignore_ascii_case(parent_column),
+                                    None => key.columns.len() == 1,
+                                }
+                        })
                 }
                 _ => false,
             };
@@ -313,16 +339,19 @@ impl Catalog {
     }
 }
 
-/// The placement of a table that was altered or renamed.
-fn moved(table: &Table, shape: &Shape) -> Result<Placement, Error> {
-    let Placement::Sharded(index) = table.placement else { return Ok(table.placement.clone()) };
+/// The place of a table that was altered or renamed.
+fn moved(table: &Table, shape: &Shape) -> Result<Place, Error> {
+    let Placement::Sharded(index) = table.placement else { return Ok(Place::unmapped(table.placement.clone())) };
     let name = &table.shape.columns[index].name;
     let same = shape.column(name);
     // A renamed column keeps its place.
     let kept = same.or_else(|| (shape.columns.len() == table.shape.columns.len()).then_some(index));
-    kept.map(Placement::Sharded).ok_or_else(|| {
-        unsupported(format!("dropping {name} is not supported: table {} is sharded by it", table.shape.name))
-    })
+    match kept {
+        Some(index) => Ok(Place { placement: Placement::Sharded(index), vindex: table.vindex.clone() }),
+        None => {
+            Err(unsupported(format!("dropping {name} is not supported: table {} is sharded by it", table.shape.name)))
+        }
+    }
 }
 
 fn reserved(name: &str) -> bool {

@@ -7,6 +7,7 @@ mod table;
 mod vindexes;
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use dosql_actors::Context;
 use dosql_actors::sql_value::sql_error;
@@ -17,6 +18,11 @@ use rusqlite::{Connection, OptionalExtension};
 pub(crate) use change::{Change, Outcome, unsupported};
 pub(crate) use mirror::{Ddl, Mirror, Prepared};
 pub(crate) use table::{Placement, Table};
+
+use crate::affinity::Converter;
+use crate::vindex::{Shard, Vindex};
+use crate::vschema::VindexEntry;
+use change::Place;
 
 const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS _dosql_shards (place INTEGER PRIMARY KEY, name TEXT NOT NULL);
@@ -43,8 +49,11 @@ pub(crate) struct Catalog {
     pub(crate) mirror: Mirror,
     /// By name in lower case.
     pub(crate) tables: BTreeMap<String, Table>,
-    /// The shards' names, in the order of their keyspace ranges.
+    /// The shards' names. Those with a part of the keyspace come first, in its order.
     pub(crate) shards: Vec<String>,
+    /// The shards as vindexes see them, in the same order.
+    shard_list: Vec<Shard>,
+    converter: Rc<Converter>,
     /// Where unsharded tables live by default.
     pub(crate) default_shard: usize,
 }
@@ -54,7 +63,13 @@ impl Catalog {
     ///
     /// # Errors
     /// `STORAGE`; `UNSUPPORTED` where the shards are not those its tables were created on.
-    pub(crate) fn open(context: &Context, shards: Vec<String>, default_shard: usize) -> Result<Self, Error> {
+    pub(crate) fn open(
+        context: &Context,
+        shard_list: Vec<Shard>,
+        default_shard: usize,
+        converter: Rc<Converter>,
+    ) -> Result<Self, Error> {
+        let shards: Vec<String> = shard_list.iter().map(|shard| shard.name.clone()).collect();
         let storage = context.open_storage()?;
         storage.execute_batch(TABLES).and_then(|()| storage.execute_batch(vindexes::TABLE)).map_err(sql_error)?;
         let known = strings(&storage, "SELECT name FROM _dosql_shards ORDER BY place").map_err(sql_error)?;
@@ -81,31 +96,40 @@ impl Catalog {
             replace().map_err(sql_error)?;
         }
         let mirror = Mirror::new(context.open_scratch()?, &objects)?;
-        let mut catalog = Self { storage, mirror, tables: BTreeMap::new(), shards, default_shard };
-        catalog.tables = catalog.read_tables().map_err(sql_error)?;
+        let mut catalog =
+            Self { storage, mirror, tables: BTreeMap::new(), shards, shard_list, converter, default_shard };
+        catalog.tables = catalog.read_tables()?;
         Ok(catalog)
     }
 
-    fn read_tables(&self) -> rusqlite::Result<BTreeMap<String, Table>> {
+    fn read_tables(&self) -> Result<BTreeMap<String, Table>, Error> {
         let mut tables = BTreeMap::new();
-        for (key, shape) in table::shapes(&self.mirror.connection)? {
-            let placement = self.storage.query_row(
-                "SELECT placement, shard, vindex_column FROM _dosql_tables WHERE name = ?1",
-                [&key],
-                |row| {
-                    Ok(match row.get::<_, String>(0)?.as_str() {
-                        "reference" => Placement::Reference,
-                        "sharded" => {
-                            let column: String = row.get(2)?;
-                            Placement::Sharded(shape.column(&column).ok_or(rusqlite::Error::InvalidColumnName(column))?)
-                        }
-                        _ => Placement::Unsharded(row.get::<_, u32>(1)? as usize),
-                    })
-                },
-            )?;
-            tables.insert(key, Table { shape, placement });
+        for (key, shape) in table::shapes(&self.mirror.connection).map_err(sql_error)? {
+            let (placement, shard, column, vindex): (String, Option<u32>, Option<String>, Option<String>) = self
+                .storage
+                .query_row(
+                    "SELECT placement, shard, vindex_column, vindex FROM _dosql_tables WHERE name = ?1",
+                    [&key],
+                    |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+                )
+                .map_err(sql_error)?;
+            let place = match placement.as_str() {
+                "reference" => Place::unmapped(Placement::Reference),
+                "sharded" => {
+                    let vindex: VindexEntry = serde_json::from_str(&vindex.unwrap_or_default())
+                        .map_err(|error| Error::internal(format!("the vindex of table {key}: {error}")))?;
+                    self.sharded_by(&shape, &column.unwrap_or_default(), &vindex)?
+                }
+                _ => Place::unmapped(Placement::Unsharded(shard.unwrap_or_default() as usize)),
+            };
+            tables.insert(key, place.table(shape));
         }
         Ok(tables)
+    }
+
+    /// The vindex of a column of these shards.
+    fn vindex(&self, column: &table::ColumnInfo, definition: &VindexEntry) -> Result<Rc<Vindex>, Error> {
+        Ok(Rc::new(Vindex::new(definition.clone(), column.as_key(), &self.shard_list, &self.converter)?))
     }
 
     /// A table by its name, whose case does not matter.
@@ -201,18 +225,18 @@ impl Catalog {
         self.mirror.connection.execute_batch(sql).map_err(sql_error)?;
         let mut tables = BTreeMap::new();
         for (name, shape) in table::shapes(&self.mirror.connection).map_err(sql_error)? {
-            let (placement, _) = change
-                .placements
+            let place = change
+                .places
                 .get(&name)
                 .ok_or_else(|| Error::internal(format!("the schema change says nothing of table {name}")))?;
-            tables.insert(name, Table { shape, placement: placement.clone() });
+            tables.insert(name, place.clone().table(shape));
         }
         // The last thing that may fail.
-        self.save(version, &change.placements).map_err(sql_error)?;
+        self.save(version, &tables).map_err(sql_error)?;
         Ok(tables)
     }
 
-    fn save(&self, version: i64, placements: &BTreeMap<String, (Placement, Option<String>)>) -> rusqlite::Result<()> {
+    fn save(&self, version: i64, tables: &BTreeMap<String, Table>) -> rusqlite::Result<()> {
         let objects = strings(
             &self.mirror.connection,
             "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
@@ -223,11 +247,18 @@ impl Catalog {
         for sql in objects {
             transaction.prepare_cached("INSERT INTO _dosql_objects (sql) VALUES (?1)")?.execute([sql])?;
         }
-        for (name, (placement, column)) in placements {
-            let (kind, shard, vindex) = match placement {
-                Placement::Unsharded(shard) => ("unsharded", Some(*shard as i64), None),
+        for (name, table) in tables {
+            let (kind, shard, column) = match table.placement {
+                Placement::Unsharded(shard) => ("unsharded", Some(shard as i64), None),
                 Placement::Reference => ("reference", None, None),
-                Placement::Sharded(_) => ("sharded", None, Some("hash")),
+                Placement::Sharded(column) => ("sharded", None, Some(&table.shape.columns[column].name)),
+            };
+            let vindex = match &table.vindex {
+                Some(vindex) => Some(
+                    serde_json::to_string(vindex.definition())
+                        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?,
+                ),
+                None => None,
             };
             transaction
                 .prepare_cached("INSERT INTO _dosql_tables VALUES (?1, ?2, ?3, ?4, ?5)")?

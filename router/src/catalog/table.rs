@@ -1,11 +1,13 @@
 //! Tables as the router knows them, read from the mirror.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use rusqlite::Connection;
 
 use crate::affinity::{Affinity, Collation};
 use crate::sql_text::quote;
+use crate::vindex::{KeyColumn, Vindex};
 
 /// Where a table's rows are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,7 +16,7 @@ pub(crate) enum Placement {
     Unsharded(usize),
     /// All on every shard.
     Reference,
-    /// Each on the shard that the hash of this column (by its index) says.
+    /// Each on the shard that the table's vindex says of this column (by its index).
     Sharded(usize),
 }
 
@@ -59,6 +61,22 @@ pub(crate) struct ForeignKey {
 pub(crate) struct Table {
     pub(crate) shape: Shape,
     pub(crate) placement: Placement,
+    /// How the sharding column's values map to shards; sharded tables alone have one.
+    pub(crate) vindex: Option<Rc<Vindex>>,
+}
+
+impl Table {
+    /// Whether rows of both with equal values in their sharding columns are on the same shard.
+    pub(crate) fn is_colocated(&self, other: &Self) -> bool {
+        self.vindex.is_some() && self.vindex == other.vindex
+    }
+}
+
+impl ColumnInfo {
+    /// The column as a vindex sees it.
+    pub(crate) fn as_key(&self) -> KeyColumn {
+        KeyColumn { affinity: self.affinity, collation: self.collation }
+    }
 }
 
 impl Shape {

@@ -5,7 +5,7 @@ use dosql_proto::{Error, ErrorCode, LoadRequest, LoadResponse, Row, ShardLoad, V
 
 use super::{Shared, shards, write};
 use crate::catalog::{Placement, unsupported};
-use crate::plan::{KeySource, Keys, column_default};
+use crate::plan::{KeySource, column_default, keys};
 
 impl Shared {
     /// Loads rows. Each shard's are one transaction, remembered under the request's id. A shard that fails is not asked again
@@ -49,13 +49,8 @@ impl Shared {
                 }
                 Placement::Sharded(index) => {
                     let info = &shape.columns[index];
-                    let keys = Keys {
-                        table: shape.name.clone(),
-                        column: info.name.clone(),
-                        affinity: info.affinity,
-                        collation: info.collation,
-                        values: Vec::new(),
-                    };
+                    let keys = keys(known, index, Vec::new())
+                        .ok_or_else(|| Error::internal(format!("table {} has no vindex", shape.name)))?;
                     let place = columns.iter().position(|column| column.eq_ignore_ascii_case(&info.name));
                     let default = match place {
                         Some(_) => Value::NULL,
@@ -73,7 +68,7 @@ impl Shared {
                                 keys.table, keys.column
                             )));
                         }
-                        split[self.shard_for(key, &keys, count)?].1.push(row);
+                        split[self.shard_for(key, &keys)?].1.push(row);
                     }
                 }
             }

@@ -22,9 +22,8 @@ use futures_util::lock::Mutex;
 
 use crate::affinity::Converter;
 use crate::catalog::{Catalog, unsupported};
-use crate::plan::{Explained, KeySource, Keys, Plan, PlanCache, Step, Target, explain};
-use crate::vindex::{HashVindex, shard_of};
-use crate::vschema::VSchema;
+use crate::plan::{Explained, KeyBound, KeySource, Keys, Plan, PlanCache, Step, Target, explain};
+use crate::vschema::{VSchema, named};
 use cursor::{Cursor, Cursors};
 pub(crate) use scope::Scope;
 
@@ -39,8 +38,7 @@ pub(crate) struct Shared {
     pub(crate) catalog: RefCell<Catalog>,
     plans: RefCell<PlanCache>,
     vschema: VSchema,
-    vindex: HashVindex,
-    converter: Converter,
+    converter: Rc<Converter>,
     pub(crate) cursors: RefCell<Cursors>,
     /// Which shard reads a reference table next.
     rotation: Cell<usize>,
@@ -60,18 +58,21 @@ impl Shared {
     pub(crate) async fn start(context: Context) -> Result<Rc<Self>, Error> {
         let settings = context.settings();
         let vschema = VSchema::parse(&settings.vschema)?;
-        let shards = vschema.shard_names(settings.shard_names().collect())?;
-        let default_shard =
-            vschema.default_shard.as_ref().and_then(|id| shards.iter().position(|name| name == id)).unwrap_or_default();
+        let shards = vschema.resolve_shards(settings.numbered_shards())?;
+        let default_shard = vschema
+            .default_shard
+            .as_ref()
+            .and_then(|id| named(shards.iter().map(|shard| shard.name.as_str()), id))
+            .unwrap_or_default();
+        let converter = Rc::new(Converter::new(context.open_scratch()?)?);
         let limits = &vschema.settings;
         let max_parallel = limits.max_parallel_shards.unwrap_or(settings.max_parallel_shards) as usize;
         let shard_timeout_ms = limits.shard_timeout_ms.unwrap_or(settings.shard_timeout_ms);
         let shared = Rc::new(Self {
-            catalog: RefCell::new(Catalog::open(&context, shards, default_shard)?),
+            catalog: RefCell::new(Catalog::open(&context, shards, default_shard, Rc::clone(&converter))?),
             plans: RefCell::default(),
             vschema,
-            vindex: HashVindex::default(),
-            converter: Converter::new(context.open_scratch()?)?,
+            converter,
             cursors: RefCell::default(),
             rotation: Cell::new(0),
             changing: Mutex::new(()),
@@ -274,15 +275,27 @@ impl Shared {
                 self.rotation.set(next.wrapping_add(1));
                 vec![next % count]
             }
+            Target::Shards(shards) => shards.to_vec(),
             Target::Keys(keys) => {
                 let mut shards = Vec::new();
                 for key in &keys.values {
                     let value = self.key_value(key, params)?;
-                    shards.push(self.shard_for(&value, keys, count)?);
+                    shards.extend(keys.vindex.shard(&value, &self.converter)?);
                 }
-                shards.sort_unstable();
-                shards.dedup();
-                shards
+                some_of(shards, keys.vindex.shards())
+            }
+            Target::Range(range) => {
+                let value = |bound: &Option<KeyBound>| -> Result<Option<(Value, bool)>, Error> {
+                    let Some(bound) = bound else { return Ok(None) };
+                    Ok(Some((self.key_value(&bound.value, params)?, bound.included)))
+                };
+                let (lower, upper) = (value(&range.lower)?, value(&range.upper)?);
+                let shards = range.vindex.between(
+                    lower.as_ref().map(|(value, included)| (value, *included)),
+                    upper.as_ref().map(|(value, included)| (value, *included)),
+                    &self.converter,
+                )?;
+                some_of(shards, range.vindex.shards())
             }
         })
     }
@@ -296,10 +309,12 @@ impl Shared {
         }
     }
 
-    /// The shard a key is on.
-    fn shard_for(&self, value: &Value, keys: &Keys, shards: usize) -> Result<usize, Error> {
-        let stored = self.converter.store(value, keys.affinity)?;
-        Ok(shard_of(self.vindex.keyspace_id(&stored, keys.collation), shards))
+    /// The shard a row with this key goes to.
+    ///
+    /// # Errors
+    /// `CONSTRAINT` where no shard takes it.
+    fn shard_for(&self, value: &Value, keys: &Keys) -> Result<usize, Error> {
+        keys.vindex.shard(value, &self.converter)?.ok_or_else(|| keys.vindex.outside(&keys.table, &keys.column, value))
     }
 
     /// The request's id, or a new one.
@@ -310,6 +325,17 @@ impl Shared {
             given
         }
     }
+}
+
+/// These shards, each once and in order. Where no shard can hold such a row one of `all` is asked, which finds none: what a
+/// statement says of no rows is its own business.
+fn some_of(mut shards: Vec<usize>, all: &[usize]) -> Vec<usize> {
+    shards.sort_unstable();
+    shards.dedup();
+    if shards.is_empty() {
+        shards.extend(all.first());
+    }
+    shards
 }
 
 fn required(statement: Option<Statement>) -> Result<Statement, Error> {

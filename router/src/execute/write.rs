@@ -101,7 +101,7 @@ impl Shared {
                             let value =
                                 row.values.get(*key).ok_or_else(|| Error::internal("a selected row is too short"))?;
                             refuse_null(insert, value)?;
-                            split[self.shard_for(value, keys, count)?].push(row);
+                            split[self.shard_for(value, keys)?].push(row);
                         }
                     }
                     _ => {
@@ -138,7 +138,7 @@ impl Shared {
         for (row, key) in keys.values.iter().enumerate() {
             let value = self.key_value(key, &params)?;
             refuse_null(insert, &value)?;
-            split[self.shard_for(&value, keys, count)?].push(row);
+            split[self.shard_for(&value, keys)?].push(row);
             if let KeySource::Expression(text) = key {
                 params.push(value);
                 evaluated.push((row, text.clone(), params.len()));

@@ -124,13 +124,13 @@ fn change(
     }
     let target = match target.placement {
         Placement::Unsharded(shard) => Target::Shard(shard),
-        _ => tree.and_then(|tree| pinned(tree, catalog)).map_or(Target::All, Target::Keys),
+        _ => tree.and_then(|tree| pinned(tree, catalog)).unwrap_or_else(|| predicate::everywhere(target)),
     };
     Ok(Step::Write { target, sql: sql.to_owned(), reference: false })
 }
 
-/// The keys an UPDATE's or DELETE's WHERE allows.
-fn pinned(tree: &Ast, catalog: &Catalog) -> Option<Keys> {
+/// The shards of the rows that an UPDATE's or DELETE's WHERE allows.
+fn pinned(tree: &Ast, catalog: &Catalog) -> Option<Target> {
     let (item, selection) = match tree {
         Ast::Update(update) if update.from.is_none() => (&update.table, &update.selection),
         Ast::Delete(delete) => match &delete.from {
@@ -146,7 +146,7 @@ fn pinned(tree: &Ast, catalog: &Catalog) -> Option<Keys> {
     }
     let mut from = FromClause { tables: vec![predicate::base_table(&item.relation, catalog)?], conjuncts: Vec::new() };
     predicate::split(selection.as_ref()?, &mut from.conjuncts);
-    predicate::pin(&from.tables, 0, &from.conjuncts)
+    Some(predicate::target(&from.tables, 0, &from.conjuncts))
 }
 
 fn insert(sql: &str, catalog: &Catalog, prepared: &Prepared, target: &Table, tree: Option<Ast>) -> Result<Step, Error> {
@@ -188,7 +188,7 @@ fn insert(sql: &str, catalog: &Catalog, prepared: &Prepared, target: &Table, tre
                 }
             };
             if let Some((column, _)) = key {
-                step.keys = Some(predicate::keys(target, column, Vec::new()));
+                step.keys = predicate::keys(target, column, Vec::new());
             }
             step.source = InsertSource::Select { read, width, key: place };
         }
@@ -218,7 +218,7 @@ fn insert(sql: &str, catalog: &Catalog, prepared: &Prepared, target: &Table, tre
                 (Some(rows), None) => vec![column_default(target, column)?; rows.len()],
                 (None, _) => vec![column_default(target, column)?],
             };
-            step.keys = Some(predicate::keys(target, column, values));
+            step.keys = predicate::keys(target, column, values);
         }
     }
     Ok(Step::Insert(Box::new(step)))

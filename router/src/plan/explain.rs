@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{AddVindex, Gather, GatherKind, Insert, InsertSource, KeySource, Keys, Plan, Read, Step, Target};
+use super::{AddVindex, Gather, GatherKind, Insert, InsertSource, KeyBound, KeySource, Keys, Plan, Read, Step, Target};
 use dosql_proto::value::Kind;
 
 /// A plan as people read it.
@@ -89,7 +89,9 @@ impl Text<'_> {
                 self.line(0, "insert rows of:");
                 self.read(1, read);
                 let to = match &insert.keys {
-                    Some(keys) => format!("hash({}.{}) of each row", keys.table, keys.column),
+                    Some(keys) => {
+                        format!("{}({}.{}) of each row", keys.vindex.definition().kind(), keys.table, keys.column)
+                    }
                     None => self.names(&target),
                 };
                 self.line(1, &format!("to: {to}"));
@@ -148,7 +150,18 @@ impl Text<'_> {
     fn target(&mut self, depth: usize, target: &Target) {
         if let Target::Keys(keys) = target {
             let values: Vec<String> = keys.values.iter().map(key_text).collect();
-            self.line(depth, &format!("key: hash({}.{}) of {}", keys.table, keys.column, values.join(", ")));
+            let kind = keys.vindex.definition().kind();
+            self.line(depth, &format!("key: {kind}({}.{}) of {}", keys.table, keys.column, values.join(", ")));
+        }
+        if let Target::Range(range) = target {
+            let end = |bound: &Option<KeyBound>, included: &'static str, excluded: &'static str| match bound {
+                Some(bound) => {
+                    format!(" {} {}", if bound.included { included } else { excluded }, key_text(&bound.value))
+                }
+                None => String::new(),
+            };
+            let (lower, upper) = (end(&range.lower, ">=", ">"), end(&range.upper, "<=", "<"));
+            self.line(depth, &format!("keys: {}.{}{lower}{upper}", range.table, range.column));
         }
         let names = self.names(target);
         self.line(depth, &format!("shards: {names}"));
@@ -168,7 +181,8 @@ fn route_of(target: &Target) -> &'static str {
     match target {
         Target::Shard(_) => "unsharded",
         Target::Any => "reference",
-        Target::All => "scatter",
+        Target::All | Target::Shards(_) => "scatter",
+        Target::Range(_) => "range",
         Target::Keys(Keys { values, .. }) if values.len() == 1 => "equal-unique",
         Target::Keys(_) => "in",
     }
@@ -193,6 +207,10 @@ impl Target {
     pub(crate) fn needs_parameters(&self) -> bool {
         match self {
             Self::Keys(keys) => keys.values.iter().any(|key| !matches!(key, KeySource::Literal(_))),
+            Self::Range(range) => [&range.lower, &range.upper]
+                .into_iter()
+                .flatten()
+                .any(|bound| !matches!(bound.value, KeySource::Literal(_))),
             _ => false,
         }
     }

@@ -9,6 +9,8 @@ mod explain;
 mod predicate;
 mod select;
 
+use std::rc::Rc;
+
 use dosql_proto::{Column, Error, ErrorCode, Value};
 use sqlparser::ast::Statement as Ast;
 use sqlparser::dialect::SQLiteDialect;
@@ -18,11 +20,13 @@ pub(crate) use alter_vschema::AddVindex;
 pub(crate) use cache::PlanCache;
 pub(crate) use dml::{Insert, InsertSource, column_default, rows_of};
 pub(crate) use explain::{Explained, explain};
+pub(crate) use predicate::keys;
 
 use crate::affinity::{Affinity, Collation};
 use crate::catalog::unsupported;
 use crate::catalog::{Catalog, Placement, Prepared};
 use crate::sql_text;
+use crate::vindex::Vindex;
 
 /// The longest statement, in bytes.
 pub(crate) const MAX_SQL_BYTES: usize = 1 << 20;
@@ -118,8 +122,12 @@ pub(crate) enum Target {
     /// Any one: reference tables, and statements without tables.
     Any,
     All,
+    /// These, in order.
+    Shards(Rc<[usize]>),
     /// Those that these keys mean.
     Keys(Keys),
+    /// Those that hold keys between these bounds.
+    Range(KeyRange),
 }
 
 /// Keys of a sharded table.
@@ -129,7 +137,26 @@ pub(crate) struct Keys {
     pub(crate) column: String,
     pub(crate) affinity: Affinity,
     pub(crate) collation: Collation,
+    pub(crate) vindex: Rc<Vindex>,
     pub(crate) values: Vec<KeySource>,
+}
+
+/// A range of a sharded table's keys.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct KeyRange {
+    pub(crate) table: String,
+    pub(crate) column: String,
+    pub(crate) vindex: Rc<Vindex>,
+    pub(crate) lower: Option<KeyBound>,
+    pub(crate) upper: Option<KeyBound>,
+}
+
+/// An end of a range of keys.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct KeyBound {
+    pub(crate) value: KeySource,
+    /// Whether the range contains the bound itself.
+    pub(crate) included: bool,
 }
 
 /// Where a key's value comes from.

@@ -2,6 +2,7 @@
 //! a single table can answer.
 
 use std::ops::ControlFlow;
+use std::rc::Rc;
 
 use dosql_proto::Value;
 use sqlparser::ast::{
@@ -9,7 +10,7 @@ use sqlparser::ast::{
     TableFactor, UnaryOperator, Value as Literal, Visit, Visitor, visit_expressions, visit_relations,
 };
 
-use super::{KeySource, Keys};
+use super::{KeyBound, KeyRange, KeySource, Keys, Target};
 use crate::catalog::{Catalog, Placement, Table};
 
 /// A base table in a FROM clause.
@@ -197,19 +198,82 @@ pub(super) fn pin(tables: &[FromTable<'_>], table: usize, conjuncts: &[Expr]) ->
             best = Some(found);
         }
     }
-    best.map(|values| keys(tables[table].table, column, values))
+    keys(tables[table].table, column, best?)
 }
 
 /// Keys of a table sharded by `column`.
-pub(super) fn keys(table: &Table, column: usize, values: Vec<KeySource>) -> Keys {
+pub(crate) fn keys(table: &Table, column: usize, values: Vec<KeySource>) -> Option<Keys> {
     let info = &table.shape.columns[column];
-    Keys {
+    Some(Keys {
         table: table.shape.name.clone(),
         column: info.name.clone(),
         affinity: info.affinity,
         collation: info.collation,
+        vindex: Rc::clone(table.vindex.as_ref()?),
         values,
+    })
+}
+
+/// The shards that may hold rows of a sharded table that satisfy the conjuncts.
+pub(super) fn target(tables: &[FromTable<'_>], table: usize, conjuncts: &[Expr]) -> Target {
+    pin(tables, table, conjuncts)
+        .map(Target::Keys)
+        .or_else(|| range(tables, table, conjuncts).map(Target::Range))
+        .unwrap_or_else(|| everywhere(tables[table].table))
+}
+
+/// All shards that may hold rows of a table.
+pub(super) fn everywhere(table: &Table) -> Target {
+    match &table.vindex {
+        Some(vindex) if !vindex.covers_all() => Target::Shards(Rc::clone(vindex.shards())),
+        _ => Target::All,
     }
+}
+
+/// The range of keys that the conjuncts allow a table whose vindex is ordered. Of several bounds on one side the first counts.
+fn range(tables: &[FromTable<'_>], table: usize, conjuncts: &[Expr]) -> Option<KeyRange> {
+    let Placement::Sharded(column) = tables[table].table.placement else { return None };
+    let vindex = tables[table].table.vindex.as_ref().filter(|vindex| vindex.is_ordered())?;
+    let is_key = |expression: &Expr| column_of(expression, tables) == Some((table, column));
+    let (mut lower, mut upper) = (None, None);
+    for conjunct in conjuncts {
+        match conjunct {
+            Expr::BinaryOp { left, op, right } => {
+                let (key_left, other) = match (is_key(left), is_key(right)) {
+                    (true, false) => (true, right),
+                    (false, true) => (false, left),
+                    _ => continue,
+                };
+                let (below, included) = match op {
+                    BinaryOperator::Lt => (key_left, false),
+                    BinaryOperator::LtEq => (key_left, true),
+                    BinaryOperator::Gt => (!key_left, false),
+                    BinaryOperator::GtEq => (!key_left, true),
+                    _ => continue,
+                };
+                let Some(value) = key_source(other) else { continue };
+                let side = if below { &mut upper } else { &mut lower };
+                side.get_or_insert(KeyBound { value, included });
+            }
+            Expr::Between { expr, negated: false, low, high } if is_key(expr) => {
+                let bound = |side| key_source(side).map(|value| KeyBound { value, included: true });
+                lower = lower.or(bound(low));
+                upper = upper.or(bound(high));
+            }
+            _ => {}
+        }
+    }
+    if lower.is_none() && upper.is_none() {
+        return None;
+    }
+    let shape = &tables[table].table.shape;
+    Some(KeyRange {
+        table: shape.name.clone(),
+        column: shape.columns[column].name.clone(),
+        vindex: Rc::clone(vindex),
+        lower,
+        upper,
+    })
 }
 
 /// Every sharded table's keys, where equalities pin each to one: through a constant, or through an equality with the sharding
@@ -224,7 +288,6 @@ pub(super) fn pin_all(from: &FromClause<'_>) -> Option<Vec<Keys>> {
             _ => None,
         })
         .collect();
-    let info = |(table, column): (usize, usize)| &from.tables[table].table.shape.columns[column];
     let mut pins: Vec<Option<Keys>> = sharded
         .iter()
         .map(|(table, _)| pin(&from.tables, *table, &from.conjuncts).filter(|keys| keys.values.len() == 1))
@@ -239,15 +302,15 @@ pub(super) fn pin_all(from: &FromClause<'_>) -> Option<Vec<Keys>> {
                 sharded.iter().position(|known| *known == column)
             };
             let (Some(a), Some(b)) = (place(left), place(right)) else { continue };
-            let (one, other) = (info(sharded[a]), info(sharded[b]));
-            if one.affinity != other.affinity || one.collation != other.collation {
+            let table = |place: usize| from.tables[sharded[place].0].table;
+            if !table(a).is_colocated(table(b)) {
                 continue;
             }
             for (known, unknown) in [(a, b), (b, a)] {
                 if let (Some(keys), None) = (&pins[known], &pins[unknown]) {
                     let (table, column) = sharded[unknown];
-                    pins[unknown] = Some(self::keys(from.tables[table].table, column, keys.values.clone()));
-                    progress = true;
+                    pins[unknown] = self::keys(from.tables[table].table, column, keys.values.clone());
+                    progress |= pins[unknown].is_some();
                 }
             }
         }

@@ -74,7 +74,7 @@ pub(super) fn read(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Result<
         if let [table] = from.tables.as_slice()
             && !has_windows(query)
         {
-            let target = predicate::pin(&from.tables, 0, &from.conjuncts).map_or(Target::All, Target::Keys);
+            let target = predicate::target(&from.tables, 0, &from.conjuncts);
             let aggregated = is_aggregate(query, select);
             if !aggregated && query.order_by.is_none() && query.limit_clause.is_none() && select.distinct.is_none() {
                 return Ok(Read::Concatenate { target, sql: sql.to_owned() });
@@ -311,7 +311,7 @@ fn gather(numbered: &str, catalog: &Catalog, prepared: &Prepared, query: Option<
         let mut target = match table.placement {
             Placement::Unsharded(shard) => Target::Shard(shard),
             Placement::Reference => Target::Any,
-            Placement::Sharded(_) => Target::All,
+            Placement::Sharded(_) => predicate::everywhere(table),
         };
         let mut alias = table.shape.name.clone();
         let mut filter = String::new();
@@ -330,8 +330,8 @@ fn gather(numbered: &str, catalog: &Catalog, prepared: &Prepared, query: Option<
             if !conditions.is_empty() {
                 filter = format!(" WHERE {}", conditions.join(" AND "));
             }
-            if let Some(keys) = predicate::pin(&from.tables, place, &from.conjuncts) {
-                target = Target::Keys(keys);
+            if let Placement::Sharded(_) = table.placement {
+                target = predicate::target(&from.tables, place, &from.conjuncts);
             }
         }
         inputs.push(input(table, &alias, used, target, &filter)?);

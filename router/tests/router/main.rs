@@ -9,6 +9,7 @@
 mod errors;
 mod oracle;
 mod plans;
+mod vindexes;
 
 use dosql_actors::host::actix::{Client, Node, NodeConfig};
 use dosql_actors::runtime::{AutoShard, Call, Settings};
@@ -30,6 +31,7 @@ impl Database {
         let data_dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("router-{name}-{shards}"));
         let _ = std::fs::remove_dir_all(&data_dir);
         let settings = Settings { shard_count: shards, vschema: vschema.to_owned(), auto_shard, ..Settings::default() };
+        let settings = dosql_router::with_shards(settings);
         let node = Node::new(NodeConfig { data_dir, arbiters: 2, settings, ..NodeConfig::default() }).unwrap();
         node.register::<Shard>().unwrap();
         node.register::<Router>().unwrap();

@@ -79,6 +79,12 @@ const QUERIES: &[&str] = &[
     "PRAGMA table_info(users)",
     "SELECT max(id), name FROM users",
     "SELECT 0x10, id FROM users WHERE id = 0x01",
+    "SELECT name FROM users WHERE id >= 2 AND id < 3",
+    "SELECT count(*), max(age) FROM users WHERE 3 > id",
+    "SELECT name FROM users WHERE id BETWEEN '2' AND 4.5 ORDER BY id DESC LIMIT 2",
+    "SELECT count(*) FROM users WHERE id > 1000",
+    "SELECT count(*) FROM users WHERE id <= NULL",
+    "SELECT u.name, o.item FROM users u JOIN orders o ON o.user_id = u.id WHERE u.id < 3 ORDER BY 1, 2",
 ];
 
 fn key(row: &Row) -> String {
@@ -131,6 +137,20 @@ async fn compare(shards: u32, auto_shard: AutoShard, vschema: &str, name: &str) 
 async fn one_two_and_four_shards_answer_as_sqlite() {
     for shards in [1, 2, 4] {
         compare(shards, AutoShard::Off, VSCHEMA, "oracle").await;
+    }
+}
+
+#[tokio::test]
+async fn every_vindex_answers_as_sqlite() {
+    const VSCHEMA: &str = r#"{"tables": {
+        "users": {"type": "sharded", "column": "id", "vindex": {"type": "range", "ranges": [
+            {"shard": "many", "min": 3}, {"shard": "few", "max": 1}, {"shard": "shard-0", "min": 1, "max": 3}]}},
+        "orders": {"type": "sharded", "column": "user_id", "vindex": {"type": "xxhash"}},
+        "names": {"type": "sharded", "column": "name", "vindex": {"type": "consistent_hash", "virtualNodes": 20}},
+        "countries": {"type": "reference"}
+    }}"#;
+    for shards in [2, 3] {
+        compare(shards, AutoShard::Off, VSCHEMA, "vindexes").await;
     }
 }
 

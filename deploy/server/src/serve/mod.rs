@@ -149,7 +149,7 @@ fn settings(options: &Options) -> Result<Settings, ServeError> {
     if let Some(auto_shard) = options.auto_shard {
         settings.auto_shard = auto_shard;
     }
-    Ok(settings)
+    Ok(dosql_router::with_shards(settings))
 }
 
 /// Logs to standard error at LOG_LEVEL; RUST_LOG, where it is set, is finer.

@@ -1,11 +1,11 @@
-//! The hash vindex: a key's keyspace id, and the shard whose range holds it.
+//! The hash vindexes: a key's keyspace id, and the shard whose even part of the keyspace holds it.
 
 use des::Des;
 use des::cipher::{BlockEncrypt, KeyInit};
 use dosql_proto::{Value, value::Kind};
 use twox_hash::XxHash64;
 
-use crate::affinity::Collation;
+use crate::affinity::{Collation, without_spaces};
 
 /// Where NULL keys go.
 const NULL_KEYSPACE_ID: u64 = 0;
@@ -55,6 +55,24 @@ impl HashVindex {
     }
 }
 
+/// The keyspace id of Vitess's `xxhash` vindex: xxHash64 of the value's text, its bytes in reverse order. `key` is as its column
+/// stores it; values that compare equal under the column's collation share an id.
+#[must_use]
+pub fn xxhash_id(key: &Value, collation: Collation) -> u64 {
+    let hash = match &key.kind {
+        None => XxHash64::oneshot(0, b""),
+        Some(Kind::Integer(integer)) => XxHash64::oneshot(0, integer.to_string().as_bytes()),
+        Some(Kind::Real(real)) => match exact_integer(*real) {
+            Some(integer) => XxHash64::oneshot(0, integer.to_string().as_bytes()),
+            None => XxHash64::oneshot(0, real.to_string().as_bytes()),
+        },
+        Some(Kind::Text(text)) => of_text(text.as_bytes(), collation),
+        Some(Kind::RawText(text)) => of_text(text, collation),
+        Some(Kind::Blob(bytes)) => XxHash64::oneshot(0, bytes),
+    };
+    hash.swap_bytes()
+}
+
 /// The integer a real equals, where there is one.
 fn exact_integer(real: f64) -> Option<i64> {
     const LIMIT: f64 = 9_223_372_036_854_775_808.0;
@@ -66,10 +84,7 @@ fn of_text(text: &[u8], collation: Collation) -> u64 {
     match collation {
         Collation::Binary => XxHash64::oneshot(0, text),
         Collation::NoCase => XxHash64::oneshot(0, &text.to_ascii_lowercase()),
-        Collation::RightTrim => {
-            let end = text.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
-            XxHash64::oneshot(0, &text[..end])
-        }
+        Collation::RightTrim => XxHash64::oneshot(0, without_spaces(text)),
     }
 }
 
@@ -98,9 +113,29 @@ mod tests {
     }
 
     #[test]
+    fn xxhash_is_vitess_s() {
+        for (key, expected) in [
+            (Value::from("test1"), 0xd01a_b7e4_d697_8f0b),
+            ("test2".into(), 0x87eb_1171_4c0a_0e89),
+            ("testaverylongvaluetomakesurethisworks".into(), 0x81d8_c38e_0d85_0e6a),
+            (1.into(), 0xd464_0536_7612_b4b7),
+            (Value::NULL, 0x99e9_d851_37db_46ef),
+            ((-1).into(), 0xd8e2_a6a7_c8c7_623d),
+            (i64::MAX.into(), 0xb37e_b01f_7bff_afd8),
+            (i64::MIN.into(), 0x102c_27dd_b26a_609e),
+        ] {
+            assert_eq!(xxhash_id(&key, Collation::Binary), expected, "{key:?}");
+        }
+    }
+
+    #[test]
     fn values_that_compare_equal_route_alike() {
         let vindex = HashVindex::default();
-        let id = |value: Value, collation| vindex.keyspace_id(&value, collation);
+        equal_routes_alike(|value, collation| vindex.keyspace_id(&value, collation));
+        equal_routes_alike(|value, collation| xxhash_id(&value, collation));
+    }
+
+    fn equal_routes_alike(id: impl Fn(Value, Collation) -> u64) {
         assert_eq!(id(1.into(), Collation::Binary), id(1.0.into(), Collation::Binary));
         assert_eq!(id(0.into(), Collation::Binary), id((-0.0).into(), Collation::Binary));
         assert_ne!(id(1.5.into(), Collation::Binary), id(1.into(), Collation::Binary));

@@ -8,6 +8,7 @@
 
 pub mod cdc;
 pub mod host;
+mod news;
 pub mod probe;
 pub mod runtime;
 pub mod shard;

@@ -23,7 +23,9 @@ fn grpc_code(code: ErrorCode) -> Code {
         ErrorCode::Constraint | ErrorCode::OutOfOrder => Code::FailedPrecondition,
         ErrorCode::TooLarge | ErrorCode::Overloaded | ErrorCode::BufferFull => Code::ResourceExhausted,
         ErrorCode::Unsupported => Code::Unimplemented,
-        ErrorCode::Unavailable | ErrorCode::ObjectStore => Code::Unavailable,
+        ErrorCode::Unavailable | ErrorCode::ObjectStore | ErrorCode::NotPrimary | ErrorCode::ReplicaLagging => {
+            Code::Unavailable
+        }
         ErrorCode::DeadlineExceeded => Code::DeadlineExceeded,
         ErrorCode::UnknownPosition => Code::OutOfRange,
         ErrorCode::Conflict | ErrorCode::LockTimeout | ErrorCode::TransactionAborted => Code::Aborted,

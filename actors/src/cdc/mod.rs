@@ -4,7 +4,6 @@
 //! what the lake has not committed.
 
 mod delivery;
-mod news;
 mod shards;
 mod subscription;
 #[cfg(test)]

@@ -11,7 +11,7 @@ use dosql_proto::{
 use futures_util::{StreamExt, stream};
 use prost::Message;
 
-use super::news::News;
+use crate::news::News;
 use crate::runtime::{Call, Context};
 
 /// Bytes of recent records kept for subscribers, all shards together.
@@ -144,7 +144,7 @@ impl Shards {
 
     async fn ask(&self, name: &str, request: shard_request::Request) -> Result<shard_reply::Reply, Error> {
         let call = Call::system().within(self.context.now_ms(), self.context.settings().shard_timeout_ms);
-        let request = ShardRequest { request: Some(request) };
+        let request = ShardRequest { request: Some(request), ..ShardRequest::default() };
         let reply = self.context.ask::<ShardProtocol>(name, request, &call).await?;
         reply.reply.ok_or_else(|| Error::internal(format!("{name} gave an empty answer")))
     }
@@ -153,7 +153,10 @@ impl Shards {
     pub(super) async fn read(&self, name: &str, after_lsn: u64, max_bytes: usize) -> Result<WalBatch, Error> {
         let max_bytes = u32::try_from(max_bytes).unwrap_or(u32::MAX);
         let known_lsn = self.last_lsn(name);
-        match self.ask(name, shard_request::Request::ReadWal(ReadWal { after_lsn, max_bytes })).await {
+        match self
+            .ask(name, shard_request::Request::ReadWal(ReadWal { after_lsn, max_bytes, ..ReadWal::default() }))
+            .await
+        {
             Ok(shard_reply::Reply::Wal(batch)) if batch.last_lsn < known_lsn => {
                 let now = batch.last_lsn;
                 Err(Error::internal(format!(

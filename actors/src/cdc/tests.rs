@@ -118,12 +118,21 @@ fn start(settings: Settings) -> Rc<World> {
 async fn execute(world: &Rc<World>, shard: &str, sql: &str) {
     let statements = vec![Statement { sql: sql.to_owned(), params: Vec::new() }];
     let request = shard_request::Request::Execute(ShardExecute { statements, ..ShardExecute::default() });
-    world.ask::<ShardProtocol>(shard, ShardRequest { request: Some(request) }).await.unwrap();
+    world
+        .ask::<ShardProtocol>(shard, ShardRequest { request: Some(request), ..ShardRequest::default() })
+        .await
+        .unwrap();
 }
 
 async fn shard_status(world: &Rc<World>, shard: &str) -> ShardStatus {
     let request = shard_request::Request::Status(ShardStatusRequest {});
-    match world.ask::<ShardProtocol>(shard, ShardRequest { request: Some(request) }).await.unwrap().reply.unwrap() {
+    match world
+        .ask::<ShardProtocol>(shard, ShardRequest { request: Some(request), ..ShardRequest::default() })
+        .await
+        .unwrap()
+        .reply
+        .unwrap()
+    {
         shard_reply::Reply::Status(status) => status,
         other => panic!("{other:?}"),
     }

@@ -54,6 +54,31 @@ impl FromStr for TransactionMode {
     }
 }
 
+/// Which of the members that a read may use is asked first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReadStrategy {
+    /// The one that has answered soonest of late.
+    #[default]
+    Nearest,
+    /// Each as often as its weight says.
+    Weighted,
+    /// One after the other.
+    RoundRobin,
+}
+
+impl FromStr for ReadStrategy {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "nearest" => Ok(Self::Nearest),
+            "weighted" => Ok(Self::Weighted),
+            "round-robin" => Ok(Self::RoundRobin),
+            _ => Err("expected nearest, weighted or round-robin"),
+        }
+    }
+}
+
 /// The system's settings. Sizes in bytes, times in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -95,6 +120,18 @@ pub struct Settings {
     pub cdc_retry_delay_ms: u64,
     /// `AUTO_SHARD`: see [`AutoShard`].
     pub auto_shard: AutoShard,
+    /// `REPLICAS_PER_SHARD`: replicas of each shard for which the VSchema lists fewer.
+    pub replicas_per_shard: u32,
+    /// `REPLICA_POLL_MS`: how long a replica waits, where nothing is written, before it makes sure that it is up to date.
+    pub replica_poll_ms: u64,
+    /// `REPLICA_LOG_SIZE`: bytes of log that a shard keeps for a replica which is away, before that one must start over.
+    pub replica_log_size: u64,
+    /// `READ_STRATEGY`: see [`ReadStrategy`].
+    pub read_strategy: ReadStrategy,
+    /// `HEDGE_AFTER_MS`: after what time a read also asks another member that may answer it; 0: never.
+    pub hedge_after_ms: u64,
+    /// `DOSQL_REGION`: where the router is; "" where regions do not matter.
+    pub region: String,
     /// `VSCHEMA`: the VSchema document itself, JSON; empty where there is none.
     pub vschema: String,
 }
@@ -121,6 +158,12 @@ impl Default for Settings {
             cdc_max_retry_count: 5,
             cdc_retry_delay_ms: 1_000,
             auto_shard: AutoShard::Off,
+            replicas_per_shard: 0,
+            replica_poll_ms: 250,
+            replica_log_size: 1 << 30,
+            read_strategy: ReadStrategy::Nearest,
+            hedge_after_ms: 0,
+            region: String::new(),
             vschema: String::new(),
         }
     }
@@ -162,6 +205,14 @@ impl Settings {
         read(&variable, "CDC_MAX_RETRY_COUNT", &mut settings.cdc_max_retry_count, 0..=1000)?;
         read(&variable, "CDC_RETRY_DELAY_MS", &mut settings.cdc_retry_delay_ms, 1..=3_600_000)?;
         parse(&variable, "AUTO_SHARD", &mut settings.auto_shard)?;
+        read(&variable, "REPLICAS_PER_SHARD", &mut settings.replicas_per_shard, 0..=16)?;
+        read(&variable, "REPLICA_POLL_MS", &mut settings.replica_poll_ms, 1..=60_000)?;
+        read(&variable, "REPLICA_LOG_SIZE", &mut settings.replica_log_size, 65_536..=1 << 40)?;
+        read(&variable, "HEDGE_AFTER_MS", &mut settings.hedge_after_ms, 0..=3_600_000)?;
+        parse(&variable, "READ_STRATEGY", &mut settings.read_strategy)?;
+        if let Some(text) = variable("DOSQL_REGION") {
+            settings.region = text;
+        }
         parse(&variable, "TRANSACTION_MODE", &mut settings.transaction_mode)?;
         if let Some(text) = variable("VSCHEMA") {
             settings.vschema = text;

@@ -117,7 +117,12 @@ impl Log {
                 format!("records after LSN {after} are no longer retained; retained are LSN {oldest} to {last}");
             return Err(Error::new(ErrorCode::UnknownPosition, message));
         }
-        let mut batch = WalBatch { records: Vec::new(), last_lsn: self.last_lsn, oldest_lsn: self.oldest_lsn };
+        let mut batch = WalBatch {
+            records: Vec::new(),
+            last_lsn: self.last_lsn,
+            oldest_lsn: self.oldest_lsn,
+            ..WalBatch::default()
+        };
         if after < self.last_lsn {
             let max_bytes = match request.max_bytes as usize {
                 0 => DEFAULT_READ_BYTES,

@@ -60,7 +60,7 @@ impl Actor for Shard {
         };
         self.store.set_deadline(call.deadline_ms);
         match self.answer(request) {
-            Ok(reply) => Handled::Reply(Ok(ShardReply { reply: Some(reply) })),
+            Ok(reply) => Handled::Reply(Ok(ShardReply { reply: Some(reply), ..ShardReply::default() })),
             Err(Failure::Refused(error)) => Handled::Reply(Err(error)),
             Err(Failure::Crash(error)) => Handled::Crash(error),
         }
@@ -105,6 +105,9 @@ impl Shard {
             Request::ReadWal(request) => Reply::Wal(self.store.read_wal(&request)?),
             Request::AckWal(request) => Reply::Acked(WalAcked { lsn: self.store.acknowledge(&request)? }),
             Request::Status(_) => Reply::Status(self.store.status()?),
+            Request::Fence(_) | Request::Configure(_) | Request::ReadSnapshot(_) | Request::Replicate(_) => {
+                return Err(Error::new(ErrorCode::Unsupported, "replicas are not supported by this shard").into());
+            }
             Request::Validate(_) | Request::Finish(_) | Request::RollbackTo(_) => {
                 let message = "transactions over several messages are not supported by this shard";
                 return Err(Error::new(ErrorCode::Unsupported, message).into());

@@ -65,7 +65,7 @@ pub fn http_status(error: &Error) -> u16 {
         | ErrorCode::OutOfOrder => 409,
         ErrorCode::TooLarge => 413,
         ErrorCode::Overloaded | ErrorCode::BufferFull => 429,
-        ErrorCode::Unavailable => 503,
+        ErrorCode::NotPrimary | ErrorCode::ReplicaLagging | ErrorCode::Unavailable => 503,
         ErrorCode::DeadlineExceeded => 504,
         ErrorCode::Internal | ErrorCode::Storage | ErrorCode::ObjectStore | ErrorCode::Unspecified => 500,
     }

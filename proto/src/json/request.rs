@@ -39,7 +39,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
 ///
 /// Options may stand in `options` or beside `sql`: `timeout` (in milliseconds), `requestId`, `readPreference`
 /// (`primary`, `replica`, `replicaPreferred`, `analytics`, `nearest`), `maxStalenessMs`, `bookmark`, `consistency`
-/// (`shard`, `strict`), `durability` (`primary`, `replica`), `explain`, `profile`, `maxRows`, `maxBytes` and
+/// (`shard`, `strict`), `durability` (`primary`, `replica`), `explain`, `profile`, `maxRows`, `maxBytes`, `region` and
 /// `maxBatchBytes`. One that is `null` counts as left out.
 ///
 /// # Errors
@@ -100,6 +100,7 @@ fn set(request: &mut QueryRequest, name: &str, value: &RawValue) -> Result<(), E
         "profile" => options.profile = read(name, value)?,
         "maxRows" => options.max_rows = read(name, value)?,
         "maxBytes" => options.max_bytes = read(name, value)?,
+        "region" => options.region = read(name, value)?,
         "readPreference" => options.set_read_preference(word(
             name,
             value,

@@ -161,7 +161,8 @@ impl Shared {
     /// Gives up a shard's result. If the message is lost the shard gives it up by itself, later.
     pub(super) fn close_on(&self, shard: usize, cursor: u64) {
         let name = self.catalog.borrow().shards[shard].clone();
-        let request = ShardRequest { request: Some(Request::Close(CloseRequest { cursor })) };
+        let request =
+            ShardRequest { request: Some(Request::Close(CloseRequest { cursor })), ..ShardRequest::default() };
         self.context.tell::<ShardProtocol>(&name, request);
     }
 

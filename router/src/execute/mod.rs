@@ -103,6 +103,9 @@ impl Shared {
             Request::Batch(request) => Reply::Batch(self.batch(request, &call).await?),
             Request::Explain(request) => Reply::Explain(self.explain(request)?),
             Request::Load(request) => Reply::Load(self.load(request, &call).await?),
+            Request::Promote(_) | Request::Topology(_) | Request::Health(_) => {
+                return Err(unsupported("replicas are not supported by this router"));
+            }
             Request::OpenSession(_) | Request::CloseSession(_) | Request::InDoubt(_) => {
                 return Err(unsupported("sessions are not supported by this router"));
             }

@@ -19,7 +19,7 @@ impl Shared {
     pub(super) async fn ask_once(&self, shard: usize, request: Request, call: &Scope) -> Result<Reply, Error> {
         let name = self.catalog.borrow().shards[shard].clone();
         let call = call.within(self.context.now_ms(), self.shard_timeout_ms);
-        let request = ShardRequest { request: Some(request) };
+        let request = ShardRequest { request: Some(request), ..ShardRequest::default() };
         let reply = self.context.ask::<ShardProtocol>(&name, request, &call).await?;
         reply.reply.ok_or_else(|| Error::internal(format!("{name} gave an empty reply")))
     }

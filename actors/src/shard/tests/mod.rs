@@ -55,9 +55,9 @@ impl Bench {
     }
 
     async fn handle(&mut self, request: Request) -> Result<Reply, Error> {
-        let request = ShardRequest { request: Some(request) };
+        let request = ShardRequest { request: Some(request), ..ShardRequest::default() };
         match self.shard().handle(request, &Call::system()).await {
-            Handled::Reply(reply) => reply.map(|ShardReply { reply }| reply.unwrap()),
+            Handled::Reply(reply) => reply.map(|ShardReply { reply, .. }| reply.unwrap()),
             Handled::Crash(error) => panic!("the shard crashed: {error}"),
             Handled::Later(_) => panic!("a shard answers at once"),
         }
@@ -109,7 +109,7 @@ impl Bench {
     }
 
     async fn wal(&mut self, after_lsn: u64, max_bytes: u32) -> Result<WalBatch, Error> {
-        match self.ask(Request::ReadWal(ReadWal { after_lsn, max_bytes })).await? {
+        match self.ask(Request::ReadWal(ReadWal { after_lsn, max_bytes, ..ReadWal::default() })).await? {
             Reply::Wal(batch) => Ok(batch),
             other => panic!("{other:?}"),
         }
@@ -591,7 +591,10 @@ fn a_statement_ends_at_its_deadline() {
         let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
         let call = Call::system().within(bench.world.context("test", "test").now_ms(), 50);
         let query = ShardQuery { statement: Some(statement(endless, Vec::new())), ..ShardQuery::default() };
-        let handled = bench.shard().handle(ShardRequest { request: Some(Request::Query(query)) }, &call).await;
+        let handled = bench
+            .shard()
+            .handle(ShardRequest { request: Some(Request::Query(query)), ..ShardRequest::default() }, &call)
+            .await;
         let Handled::Reply(Err(error)) = handled else { panic!("it cannot end otherwise") };
         assert_eq!(error.code(), ErrorCode::DeadlineExceeded);
         assert_eq!(bench.one("SELECT 1").await, 1.into());

@@ -13,6 +13,7 @@ pub mod probe;
 pub mod runtime;
 pub mod shard;
 pub mod sql_hooks;
+pub mod sql_memory;
 pub mod sql_value;
 #[cfg(test)]
 mod test_world;

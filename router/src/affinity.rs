@@ -99,9 +99,24 @@ impl Collation {
     fn compare_text(self, left: &[u8], right: &[u8]) -> Ordering {
         match self {
             Self::Binary => left.cmp(right),
-            Self::NoCase => left.iter().map(u8::to_ascii_lowercase).cmp(right.iter().map(u8::to_ascii_lowercase)),
+            Self::NoCase => {
+                for (left_byte, right_byte) in left.iter().zip(right) {
+                    let (a, b) = (left_byte.to_ascii_lowercase(), right_byte.to_ascii_lowercase());
+                    // As in SQLite, what follows a NUL in both counts by its length alone.
+                    if a != b || a == 0 {
+                        return a.cmp(&b).then_with(|| left.len().cmp(&right.len()));
+                    }
+                }
+                left.len().cmp(&right.len())
+            }
             Self::RightTrim => without_spaces(left).cmp(without_spaces(right)),
         }
+    }
+
+    /// By its SQL name, where it is a built-in one.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Binary, Self::NoCase, Self::RightTrim].into_iter().find(|known| known.name().eq_ignore_ascii_case(name))
     }
 
     /// Its SQL name.
@@ -234,6 +249,8 @@ mod tests {
             "A".into(),
             "a".into(),
             "a  ".into(),
+            "a\0b".into(),
+            "A\0aa".into(),
             "B".into(),
             "\u{e9}".into(),
             Value { kind: Some(Kind::RawText(vec![0xff, 0x41])) },

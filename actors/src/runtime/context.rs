@@ -16,10 +16,10 @@ pub trait Host {
     fn address(&self) -> &Address;
     /// Milliseconds since the Unix epoch. Does not go back between two calls within one incarnation.
     fn now_ms(&self) -> u64;
-    /// Microseconds on a timer that does not go back, for measuring how long things take. Where the platform lets time pass
+    /// Nanoseconds on a timer that does not go back, for measuring how long things take. Where the platform lets time pass
     /// only between requests, it stands still meanwhile.
-    fn timer_us(&self) -> u64 {
-        self.now_ms().saturating_mul(1_000)
+    fn timer_ns(&self) -> u64 {
+        self.now_ms().saturating_mul(1_000_000)
     }
     /// A random number from the host's source.
     fn random_u64(&self) -> u64;
@@ -38,6 +38,10 @@ pub trait Host {
     /// # Errors
     /// `STORAGE` where it cannot be opened.
     fn open_scratch(&self) -> Result<Connection, Error>;
+    /// Whether a scratch database writes what its cache does not hold to disk; where it does not, all of it is memory.
+    fn scratch_spills(&self) -> bool {
+        false
+    }
     /// Object storage.
     fn objects(&self) -> Rc<dyn ObjectStore>;
     /// Delivers a message to `envelope.to` and waits for the answer.
@@ -128,10 +132,10 @@ impl Context {
         self.host.now_ms()
     }
 
-    /// Microseconds on a timer of the host's that does not go back, for measuring how long things take.
+    /// Nanoseconds on a timer of the host's that does not go back, for measuring how long things take.
     #[must_use]
-    pub fn timer_us(&self) -> u64 {
-        self.host.timer_us()
+    pub fn timer_ns(&self) -> u64 {
+        self.host.timer_ns()
     }
 
     /// A random number.
@@ -166,6 +170,12 @@ impl Context {
     /// `STORAGE` where it cannot be opened.
     pub fn open_scratch(&self) -> Result<Connection, Error> {
         self.host.open_scratch()
+    }
+
+    /// Whether scratch databases keep what exceeds their cache on disk.
+    #[must_use]
+    pub fn scratch_spills(&self) -> bool {
+        self.host.scratch_spills()
     }
 
     /// Object storage.

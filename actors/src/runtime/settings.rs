@@ -92,6 +92,14 @@ pub struct Settings {
     pub max_parallel_shards: u32,
     /// `DOSQL_QUERY_TIMEOUT_MS`: how long a statement may take.
     pub query_timeout_ms: u64,
+    /// `DOSQL_QUERY_MEMORY`: bytes of memory that a statement may use to finish rows of several shards.
+    pub query_memory: u64,
+    /// `DOSQL_QUERY_DISK`: bytes of disk that it may use beyond that, where the host has a disk.
+    pub query_disk: u64,
+    /// `DOSQL_MAX_RESULT_ROWS`: most rows of a result; 0 sets no limit.
+    pub max_result_rows: u64,
+    /// `DOSQL_MAX_RESULT_BYTES`: most bytes of a result; 0 sets no limit.
+    pub max_result_bytes: u64,
     /// `TRANSACTION_MODE`: see [`TransactionMode`].
     pub transaction_mode: TransactionMode,
     /// `LOCK_TIMEOUT_MS`: how long a write waits for a lock that another transaction holds.
@@ -144,6 +152,10 @@ impl Default for Settings {
             shard_timeout_ms: 10_000,
             max_parallel_shards: 8,
             query_timeout_ms: 30_000,
+            query_memory: 32 << 20,
+            query_disk: 1 << 30,
+            max_result_rows: 0,
+            max_result_bytes: 0,
             transaction_mode: TransactionMode::TwoPhase,
             lock_timeout_ms: 5_000,
             session_idle_timeout_ms: 60_000,
@@ -192,6 +204,10 @@ impl Settings {
         read(&variable, "SHARD_TIMEOUT_MS", &mut settings.shard_timeout_ms, 1..=3_600_000)?;
         read(&variable, "MAX_PARALLEL_SHARDS", &mut settings.max_parallel_shards, 1..=4096)?;
         read(&variable, "DOSQL_QUERY_TIMEOUT_MS", &mut settings.query_timeout_ms, 1..=3_600_000)?;
+        read(&variable, "DOSQL_QUERY_MEMORY", &mut settings.query_memory, 1 << 20..=1 << 40)?;
+        read(&variable, "DOSQL_QUERY_DISK", &mut settings.query_disk, 0..=1 << 46)?;
+        read(&variable, "DOSQL_MAX_RESULT_ROWS", &mut settings.max_result_rows, 0..=u64::MAX)?;
+        read(&variable, "DOSQL_MAX_RESULT_BYTES", &mut settings.max_result_bytes, 0..=u64::MAX)?;
         read(&variable, "LOCK_TIMEOUT_MS", &mut settings.lock_timeout_ms, 1..=3_600_000)?;
         read(&variable, "SESSION_IDLE_TIMEOUT_MS", &mut settings.session_idle_timeout_ms, 100..=86_400_000)?;
         read(&variable, "TRANSACTION_TIMEOUT_MS", &mut settings.transaction_timeout_ms, 100..=86_400_000)?;

@@ -57,7 +57,11 @@ impl Cursors {
         let mut spill: Option<Spill> = None;
         let mut encoded = Vec::new();
         let mut rows = statement.raw_query();
-        while let Some(row) = rows.next().map_err(sql_error)? {
+        let mut left = if request.max_rows == 0 { u64::MAX } else { request.max_rows };
+        while left > 0
+            && let Some(row) = rows.next().map_err(sql_error)?
+        {
+            left -= 1;
             if let Some(spill) = &mut spill {
                 encoded.clear();
                 for index in 0..width {
@@ -76,7 +80,7 @@ impl Cursors {
         }
         let cursor = match spill {
             None => 0,
-            Some(spill) => self.keep(context, spill)?,
+            Some(spill) => self.keep(context, spill, request.cursor)?,
         };
         Ok(RowBatch { columns, rows: first, cursor, ..RowBatch::default() })
     }
@@ -87,19 +91,28 @@ impl Cursors {
             return Err(Error::retryable(ErrorCode::Overloaded, message, 1000));
         }
         let connection = context.open_scratch()?;
+        // Written once and read once, from the front to the end: a cache would only hold what is not read again.
         connection
-            .execute_batch("CREATE TABLE batch (number INTEGER PRIMARY KEY, rows BLOB NOT NULL); BEGIN")
+            .execute_batch(
+                "PRAGMA cache_size = -256;
+                 CREATE TABLE batch (number INTEGER PRIMARY KEY, rows BLOB NOT NULL); BEGIN",
+            )
             .map_err(sql_error)?;
         Ok(Spill { connection, batch: Vec::new(), batches: 0, max_bytes })
     }
 
-    fn keep(&mut self, context: &Context, mut spill: Spill) -> Result<u64, Error> {
+    /// Keeps a result open under the number `wanted`, whose earlier result it replaces, or under one of its own where that is 0.
+    fn keep(&mut self, context: &Context, mut spill: Spill, wanted: u64) -> Result<u64, Error> {
         spill.cut()?;
         if spill.batches == 0 {
             return Ok(0);
         }
         spill.connection.execute_batch("COMMIT").map_err(sql_error)?;
         let cursor = Cursor { spill: spill.connection, next: 1, last: spill.batches, used_ms: context.now_ms() };
+        if wanted != 0 {
+            self.open.insert(wanted, cursor);
+            return Ok(wanted);
+        }
         loop {
             // Below 2^53, for clients whose numbers are doubles.
             let id = context.random_u64() >> 11;

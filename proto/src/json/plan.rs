@@ -25,7 +25,7 @@ impl Serialize for JsonStats<'_> {
         let Self(stats) = self;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("elapsedMs", &milliseconds(stats.elapsed_us))?;
-        map.serialize_entry("planningMs", &milliseconds(stats.planning_us))?;
+        map.serialize_entry("planningMs", &(stats.planning_ns as f64 / 1_000_000.0))?;
         map.serialize_entry("planCached", &stats.plan_cached)?;
         map.serialize_entry("rows", &stats.rows)?;
         map.serialize_entry("bytes", &stats.bytes)?;

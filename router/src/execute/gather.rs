@@ -3,21 +3,23 @@
 use std::cell::Cell;
 
 use dosql_actors::sql_hooks;
+use dosql_actors::sql_memory::{Footprint, footprint};
 use dosql_actors::sql_value::{self, Param, sql_error};
-use dosql_proto::{Error, ErrorCode, Row, Statement, Value};
+use dosql_proto::{Error, ErrorCode, QueryStats, Row, Statement, StepStats, Value};
 use futures_util::stream::{self, StreamExt};
-use prost::Message;
 use rusqlite::Connection;
 
 use super::cursor::Cursor;
+use super::scope::encoded;
+use super::shard_rows::Asked;
 use super::{Scope, Shared, shards};
 use crate::plan::{Gather, Input};
 use crate::sql_text;
 
-/// The most that one statement may gather, in bytes of encoded rows.
-const MAX_GATHERED_BYTES: usize = 1 << 30;
-/// The batches that are asked for, in bytes.
-const BATCH_BYTES: u32 = 1 << 20;
+/// The least and the most that a shard is asked for at a time, in bytes.
+const BATCH_BYTES: std::ops::RangeInclusive<u64> = 8 << 10..=1 << 20;
+/// A decoded row takes up to so many times the bytes of its encoding.
+const DECODED: u64 = 8;
 /// How often a gathering that a lost batch spoiled is begun again.
 const MAX_ATTEMPTS: u32 = 5;
 
@@ -34,9 +36,10 @@ impl Shared {
         let mut attempt = 1;
         loop {
             let outcome = match self.gather_once(gather, params, call).await {
-                Ok(scratch) => finish(scratch, gather, params, width, max_bytes),
+                Ok(scratch) => self.finish(scratch, gather, params, width, max_bytes, call),
                 Err(error) => Err(error),
             };
+            let outcome = outcome.map_err(|error| self.explain_full(error));
             match (outcome, &gather.fallback) {
                 // Partial sums may overflow where the whole does not, or the other way round.
                 (Err(error), Some(fallback)) if error.message.contains("integer overflow") => {
@@ -55,7 +58,7 @@ impl Shared {
     }
 
     async fn gather_once(&self, gather: &Gather, params: &[Value], call: &Scope) -> Result<Connection, Error> {
-        let mut scratch = self.context.open_scratch()?;
+        let mut scratch = self.bounded_scratch()?;
         let deadline_ms = call.deadline_ms;
         sql_hooks::end_statements(&mut scratch, &self.context, move || deadline_ms)?;
         scratch.execute_batch("PRAGMA foreign_keys = OFF; BEGIN").map_err(sql_error)?;
@@ -67,11 +70,13 @@ impl Shared {
                 work.push((input, shard, Statement { sql: sql.clone(), params: used.clone() }));
             }
         }
+        let share = self.context.settings().query_memory / (4 * DECODED * self.max_parallel as u64);
+        let max_bytes = u32::try_from(share.clamp(*BATCH_BYTES.start(), *BATCH_BYTES.end())).unwrap_or(u32::MAX);
         let gathered = Cell::new(0);
-        let mut fills = stream::iter(
-            work.into_iter()
-                .map(|(input, shard, statement)| self.fill(&scratch, input, shard, statement, &gathered, call)),
-        )
+        let mut fills = stream::iter(work.into_iter().map(|(input, shard, statement)| {
+            let asked = Asked { shard, statement, max_bytes, max_rows: 0, step: "gather", table: &input.table };
+            self.fill(&scratch, input, asked, &gathered, call)
+        }))
         .buffer_unordered(self.max_parallel);
         while let Some(filled) = fills.next().await {
             filled?;
@@ -81,35 +86,78 @@ impl Shared {
         Ok(scratch)
     }
 
+    /// A scratch database within the memory and the disk that one statement may use: a quarter of the memory for its pages, a
+    /// quarter for what it sorts, and the rest for rows on their way into it and out.
+    fn bounded_scratch(&self) -> Result<Connection, Error> {
+        let settings = self.context.settings();
+        let scratch = self.context.open_scratch()?;
+        let page_bytes: u64 =
+            scratch.query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0)).map_err(sql_error)?.into();
+        let most = if self.context.scratch_spills() { settings.query_disk } else { settings.query_memory };
+        scratch
+            .execute_batch(&format!(
+                "PRAGMA cache_size = -{}; PRAGMA max_page_count = {}",
+                settings.query_memory / 4 / 1024,
+                (most / page_bytes).clamp(16, u64::from(u32::MAX - 1))
+            ))
+            .map_err(sql_error)?;
+        Ok(scratch)
+    }
+
+    /// Says which setting a full scratch database comes from.
+    fn explain_full(&self, error: Error) -> Error {
+        if error.code() != ErrorCode::Storage || !error.message.contains("full") {
+            return error;
+        }
+        let settings = self.context.settings();
+        let (bytes, name) = match self.context.scratch_spills() {
+            true => (settings.query_disk, "DOSQL_QUERY_DISK"),
+            false => (settings.query_memory, "DOSQL_QUERY_MEMORY"),
+        };
+        let message = format!("the statement needs more than {bytes} bytes for rows of several shards ({name})");
+        Error::new(ErrorCode::TooLarge, message)
+    }
+
     /// Moves one shard's rows into the scratch table.
     async fn fill(
         &self,
         scratch: &Connection,
         input: &Input,
-        shard: usize,
-        statement: Statement,
-        gathered: &Cell<usize>,
+        asked: Asked<'_>,
+        gathered: &Cell<u64>,
         call: &Scope,
     ) -> Result<(), Error> {
-        let mut batch = self.ask_query(shard, statement, BATCH_BYTES, call).await?;
+        let most = self.context.settings().query_memory + self.context.settings().query_disk;
+        let (mut rows, mut rest) = self.read_shard(asked, call).await?;
         loop {
-            let bytes: usize = batch.rows.iter().map(Message::encoded_len).sum();
+            let bytes = encoded(&rows);
             gathered.set(gathered.get() + bytes);
-            if gathered.get() > MAX_GATHERED_BYTES {
-                if batch.cursor != 0 {
-                    self.close_on(shard, batch.cursor);
-                }
-                let message =
-                    format!("the statement needs more than {MAX_GATHERED_BYTES} bytes of rows of several shards");
+            if gathered.get() > most {
+                let message = format!(
+                    "the statement needs more than {most} bytes of rows of several shards (DOSQL_QUERY_MEMORY and DOSQL_QUERY_DISK)"
+                );
                 return Err(Error::new(ErrorCode::TooLarge, message));
             }
-            insert(scratch, &input.insert, &batch.rows).map_err(sql_error)?;
-            if batch.cursor == 0 {
+            insert(scratch, &input.insert, &rows).map_err(sql_error)?;
+            call.note(|stats| {
+                stats.gathered_rows += rows.len() as u64;
+                stats.gathered_bytes += bytes;
+                note_footprint(scratch, stats);
+            });
+            if !rest.is_open() {
                 return Ok(());
             }
-            batch = self.fetch_from(shard, batch.cursor, call).await?;
+            // Before the next ones come.
+            drop(std::mem::take(&mut rows));
+            rows = self.more_of(&mut rest, call).await?;
         }
     }
+}
+
+fn note_footprint(scratch: &Connection, stats: &mut QueryStats) {
+    let Footprint { memory, written } = footprint(scratch);
+    stats.scratch_memory_bytes = stats.scratch_memory_bytes.max(memory);
+    stats.scratch_disk_bytes = stats.scratch_disk_bytes.max(written);
 }
 
 fn insert(scratch: &Connection, sql: &str, rows: &[Row]) -> rusqlite::Result<()> {
@@ -123,49 +171,71 @@ fn insert(scratch: &Connection, sql: &str, rows: &[Row]) -> rusqlite::Result<()>
     Ok(())
 }
 
-/// Runs the finishing statement. Rows beyond the first batch are kept in a table of their own, in their order.
-fn finish(
-    mut scratch: Connection,
-    gather: &Gather,
-    params: &[Value],
-    width: usize,
-    max_bytes: u32,
-) -> Result<(Vec<Row>, Option<Cursor>), Error> {
-    for view in &gather.views {
-        scratch.execute_batch(view).map_err(sql_error)?;
-    }
-    let columns: Vec<String> = (0..width).map(|index| format!("c{index}")).collect();
-    scratch.execute_batch(&format!("CREATE TABLE _dosql_result ({})", columns.join(", "))).map_err(sql_error)?;
-    let (sql, params) = sql_text::compact_parameters(&gather.finish, params);
-    let mut rows = Vec::new();
-    let mut more = false;
-    {
-        let mut statement = scratch.prepare(&sql).map_err(sql_error)?;
-        sql_value::bind(&mut statement, &params)?;
-        let places = vec!["?"; width].join(", ");
-        let mut keep = scratch.prepare(&format!("INSERT INTO _dosql_result VALUES ({places})")).map_err(sql_error)?;
-        let mut found = statement.raw_query();
-        let mut bytes = 0;
-        scratch.execute_batch("BEGIN").map_err(sql_error)?;
-        while let Some(row) = found.next().map_err(sql_error)? {
-            if bytes > max_bytes as usize {
-                more = true;
-                for index in 0..width {
-                    let value = row.get_ref(index).map_err(sql_error)?;
-                    keep.raw_bind_parameter(index + 1, rusqlite::types::ToSqlOutput::Borrowed(value))
-                        .map_err(sql_error)?;
-                }
-                keep.raw_execute().map_err(sql_error)?;
-                continue;
-            }
-            for index in 0..width {
-                bytes += sql_value::size(row.get_ref(index).map_err(sql_error)?);
-            }
-            rows.push(sql_value::to_row(row, width).map_err(sql_error)?);
+impl Shared {
+    /// Runs the finishing statement. Rows beyond the first batch are kept in a table of their own, in their order.
+    fn finish(
+        &self,
+        mut scratch: Connection,
+        gather: &Gather,
+        params: &[Value],
+        width: usize,
+        max_bytes: u32,
+        scope: &Scope,
+    ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
+        for view in &gather.views {
+            scratch.execute_batch(view).map_err(sql_error)?;
         }
-        scratch.execute_batch("COMMIT").map_err(sql_error)?;
+        let began_ns = self.context.timer_ns();
+        let columns: Vec<String> = (0..width).map(|index| format!("c{index}")).collect();
+        scratch.execute_batch(&format!("CREATE TABLE _dosql_result ({})", columns.join(", "))).map_err(sql_error)?;
+        let (sql, params) = sql_text::compact_parameters(&gather.finish, params);
+        let mut rows = Vec::new();
+        let mut more = false;
+        let mut number = 0;
+        {
+            let mut statement = scratch.prepare(&sql).map_err(sql_error)?;
+            sql_value::bind(&mut statement, &params)?;
+            let places = vec!["?"; width].join(", ");
+            let mut keep =
+                scratch.prepare(&format!("INSERT INTO _dosql_result VALUES ({places})")).map_err(sql_error)?;
+            let mut found = statement.raw_query();
+            let mut bytes = 0;
+            scratch.execute_batch("BEGIN").map_err(sql_error)?;
+            let mut wanted = match scope.rows_wanted() {
+                0 => u64::MAX,
+                wanted => wanted,
+            };
+            while wanted > 0
+                && let Some(row) = found.next().map_err(sql_error)?
+            {
+                wanted -= 1;
+                number += 1;
+                if bytes > max_bytes as usize {
+                    more = true;
+                    for index in 0..width {
+                        let value = row.get_ref(index).map_err(sql_error)?;
+                        keep.raw_bind_parameter(index + 1, rusqlite::types::ToSqlOutput::Borrowed(value))
+                            .map_err(sql_error)?;
+                    }
+                    keep.raw_execute().map_err(sql_error)?;
+                    continue;
+                }
+                for index in 0..width {
+                    bytes += sql_value::size(row.get_ref(index).map_err(sql_error)?);
+                }
+                rows.push(sql_value::to_row(row, width).map_err(sql_error)?);
+            }
+            scratch.execute_batch("COMMIT").map_err(sql_error)?;
+        }
+        scope.note(|stats| note_footprint(&scratch, stats));
+        scope.step(StepStats {
+            step: "finish".to_owned(),
+            rows: number,
+            elapsed_us: self.since(began_ns),
+            ..StepStats::default()
+        });
+        // The pages of the result have deadlines of their own.
+        scratch.progress_handler(0, None::<fn() -> bool>).map_err(sql_error)?;
+        Ok((rows, more.then_some(Cursor::Scratch { connection: scratch, last: 0, width, max_bytes })))
     }
-    // The pages of the result have deadlines of their own.
-    scratch.progress_handler(0, None::<fn() -> bool>).map_err(sql_error)?;
-    Ok((rows, more.then_some(Cursor::Scratch { connection: scratch, last: 0, width, max_bytes })))
 }

@@ -1,11 +1,15 @@
 //! Running plans: everything a request needs beside its own state, and the requests themselves.
 
+mod analyze;
+mod chain;
 mod cursor;
 mod ddl;
 mod gather;
 mod load;
+mod merge;
 mod read;
 mod scope;
+mod shard_rows;
 mod shards;
 mod write;
 
@@ -125,19 +129,18 @@ impl Shared {
         if plan.writes() {
             let mut done = self.write(&plan, statement, request.request_id, &scope).await?;
             if let Some(result) = &mut done.result {
-                self.note_rows(&result.rows, &scope);
+                self.count(&result.rows, &scope);
                 result.query_plan = query_plan;
                 result.stats = scope.stats();
             }
             return Ok(done);
         }
         let (rows, cursor) = self.rows(&plan, statement, MAX_BATCH_BYTES, &scope).await?;
-        if let Some(cursor) = cursor {
-            self.abandon(cursor);
+        self.give(&rows, &scope)?;
+        if cursor.is_some() {
             let message = format!("the result has more than {MAX_BATCH_BYTES} bytes; use Query, which streams it");
             return Err(Error::new(ErrorCode::TooLarge, message));
         }
-        self.note_rows(&rows, &scope);
         let result = StatementResult {
             columns: plan.columns.clone(),
             rows,
@@ -163,7 +166,7 @@ impl Shared {
         if plan.writes() {
             let done = self.write(&plan, statement, request.request_id, &scope).await?;
             let result = done.result.unwrap_or_default();
-            self.note_rows(&result.rows, &scope);
+            self.count(&result.rows, &scope);
             return Ok(RowBatch {
                 columns: result.columns,
                 rows: result.rows,
@@ -180,7 +183,7 @@ impl Shared {
             bytes => bytes.min(MAX_BATCH_BYTES),
         };
         let (rows, cursor) = self.rows(&plan, statement, bytes, &scope).await?;
-        self.note_rows(&rows, &scope);
+        self.give(&rows, &scope)?;
         let batch = RowBatch { columns: plan.columns.clone(), rows, ..RowBatch::default() };
         Ok(match cursor {
             Some(cursor) => RowBatch { cursor: self.keep(cursor, query_plan, &scope)?, ..batch },
@@ -198,7 +201,11 @@ impl Shared {
     ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
         match &plan.step {
             Step::Catalog { sql } => Ok((self.read_catalog(sql, &statement.params)?, None)),
-            Step::Explain { sql } => {
+            Step::Explain { sql, analyze: true } => {
+                let report = self.analyze(sql, statement.params, scope).await?;
+                Ok((report.lines().map(|line| Row { values: vec![line.into()] }).collect(), None))
+            }
+            Step::Explain { sql, analyze: false } => {
                 let explained = self.explained(sql, &statement.params)?;
                 Ok((explained.plan.lines().map(|line| Row { values: vec![line.into()] }).collect(), None))
             }
@@ -245,10 +252,10 @@ impl Shared {
 
     /// The plan of a statement.
     fn plan(&self, sql: &str, scope: &Scope) -> Result<Rc<Plan>, Error> {
-        let began_us = self.context.timer_us();
+        let began_ns = self.context.timer_ns();
         let (plan, cached) = self.planned(sql)?;
         scope.note(|stats| {
-            stats.planning_us = self.context.timer_us().saturating_sub(began_us);
+            stats.planning_ns = self.context.timer_ns().saturating_sub(began_ns);
             stats.plan_cached = cached;
         });
         Ok(plan)

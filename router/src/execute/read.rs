@@ -3,6 +3,7 @@
 use dosql_actors::sql_value::{self, sql_error};
 use dosql_proto::{Error, ErrorCode, Row, Statement, Value};
 
+use super::chain::Chain;
 use super::cursor::Cursor;
 use super::{Scope, Shared};
 use crate::plan::Read;
@@ -34,11 +35,17 @@ impl Shared {
                 }
             }
             Read::Concatenate { target, sql } => (self.resolve(target, params)?, sql),
+            Read::Merge(merge) => return self.merge(merge, params, width, max_bytes, call).await,
             Read::Gather(gather) => return self.gather(gather, params, width, max_bytes, call).await,
         };
         let statement = Statement { sql: sql.clone(), params: params.to_vec() };
-        let mut cursor = Cursor::Shards { statement, max_bytes, open: None, todo: shards.into() };
-        let (rows, done) = self.advance(&mut cursor, call).await?;
+        let chain = Chain::new(statement, max_bytes, shards, None);
+        self.first(Cursor::Chain(chain), call).await
+    }
+
+    /// The first rows of a cursor, and the cursor where there are more.
+    pub(super) async fn first(&self, mut cursor: Cursor, scope: &Scope) -> Result<(Vec<Row>, Option<Cursor>), Error> {
+        let (rows, done) = self.advance(&mut cursor, scope).await?;
         Ok((rows, (!done).then_some(cursor)))
     }
 

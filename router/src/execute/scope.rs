@@ -1,11 +1,11 @@
 //! What one request brings along through all that it causes.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Deref;
 use std::rc::Rc;
 
 use dosql_actors::Call;
-use dosql_proto::{ExplainResponse, QueryOptions, QueryStats, Row, StepStats};
+use dosql_proto::{Error, ErrorCode, ExplainResponse, QueryOptions, QueryStats, Row, StepStats, Value};
 use prost::Message;
 
 use super::Shared;
@@ -16,8 +16,10 @@ pub(crate) struct Scope {
     call: Call,
     pub(crate) options: Rc<QueryOptions>,
     profile: Option<Rc<RefCell<QueryStats>>>,
+    /// Rows and bytes of the result that the client has been given.
+    given: Rc<Cell<(u64, u64)>>,
     /// When the request came, on the host's timer.
-    began_us: u64,
+    began_ns: u64,
 }
 
 impl Deref for Scope {
@@ -30,8 +32,14 @@ impl Deref for Scope {
 
 impl Scope {
     /// A scope for the next request of an open result: its own time limit, the first request's options and notes.
-    pub(super) fn resumed(&self, call: Call, began_us: u64) -> Self {
-        Self { call, began_us, ..self.clone() }
+    pub(super) fn resumed(&self, call: Call, began_ns: u64) -> Self {
+        Self { call, began_ns, ..self.clone() }
+    }
+
+    /// The same scope for a statement whose rows go nowhere: it takes notes, and has no limits.
+    pub(super) fn analyzed(&self) -> Self {
+        let options = QueryOptions { max_rows: 0, max_bytes: 0, ..(*self.options).clone() };
+        Self { profile: Some(Rc::default()), options: Rc::new(options), given: Rc::default(), ..self.clone() }
     }
 
     /// Changes the notes, where some are taken.
@@ -63,9 +71,25 @@ impl Scope {
         });
     }
 
+    /// The most rows that are worth reading: one more than may still be given, so that too many show; 0: any number.
+    pub(super) fn rows_wanted(&self) -> u64 {
+        match self.options.max_rows {
+            0 => 0,
+            most => most.saturating_sub(self.given.get().0).saturating_add(1),
+        }
+    }
+
     /// Whether notes are taken.
     pub(super) fn profiles(&self) -> bool {
         self.profile.is_some()
+    }
+}
+
+/// The lower of two limits, of which 0 is none.
+pub(super) fn lower(one: u64, other: u64) -> u64 {
+    match (one, other) {
+        (0, limit) | (limit, 0) => limit,
+        (one, other) => one.min(other),
     }
 }
 
@@ -78,31 +102,62 @@ impl Shared {
     /// The scope of a request that may take `timeout_ms`; 0: the default.
     pub(super) fn scope(&self, call: &Call, timeout_ms: u64, options: Option<QueryOptions>) -> Scope {
         let timeout_ms = if timeout_ms == 0 { self.context.settings().query_timeout_ms } else { timeout_ms };
-        let options = options.unwrap_or_default();
+        let mut options = options.unwrap_or_default();
+        let settings = self.context.settings();
+        options.max_rows = lower(options.max_rows, settings.max_result_rows);
+        options.max_bytes = lower(options.max_bytes, settings.max_result_bytes);
         Scope {
             call: call.within(self.context.now_ms(), timeout_ms),
             profile: options.profile.then(Rc::default),
             options: Rc::new(options),
-            began_us: self.context.timer_us(),
+            given: Rc::default(),
+            began_ns: self.context.timer_ns(),
         }
     }
 
-    /// Counts rows given to the client, and the time that this request took.
-    pub(super) fn note_rows(&self, rows: &[Row], scope: &Scope) {
+    /// How long ago that was, in microseconds.
+    pub(super) fn since(&self, began_ns: u64) -> u64 {
+        self.context.timer_ns().saturating_sub(began_ns) / 1_000
+    }
+
+    /// Counts rows about to be given to the client, and the time that this request took.
+    ///
+    /// # Errors
+    /// `TOO_LARGE` where the result has more rows or bytes than it may have.
+    pub(super) fn give(&self, rows: &[Row], scope: &Scope) -> Result<(), Error> {
+        let QueryOptions { max_rows, max_bytes, .. } = *scope.options;
+        if max_rows != 0 || max_bytes != 0 {
+            let (mut given_rows, mut given_bytes) = scope.given.get();
+            given_rows += rows.len() as u64;
+            given_bytes += encoded(rows);
+            scope.given.set((given_rows, given_bytes));
+            let over = |limit: u64, given: u64, what: &str, option: &str, setting: &str| {
+                let message = format!(
+                    "the result has more than {limit} {what}, which is its limit ({option} of the request, or {setting})"
+                );
+                (limit != 0 && given > limit).then(|| Error::new(ErrorCode::TooLarge, message))
+            };
+            let error = over(max_rows, given_rows, "rows", "max_rows", "DOSQL_MAX_RESULT_ROWS")
+                .or_else(|| over(max_bytes, given_bytes, "bytes", "max_bytes", "DOSQL_MAX_RESULT_BYTES"));
+            if let Some(error) = error {
+                return Err(error);
+            }
+        }
+        self.count(rows, scope);
+        Ok(())
+    }
+
+    /// Counts rows of a statement that has taken effect already, so that no limit can refuse them any more.
+    pub(super) fn count(&self, rows: &[Row], scope: &Scope) {
         scope.note(|stats| {
             stats.rows += rows.len() as u64;
             stats.bytes += encoded(rows);
-            stats.elapsed_us += self.context.timer_us().saturating_sub(scope.began_us);
+            stats.elapsed_us += self.since(scope.began_ns);
         });
     }
 
     /// The plan, where the request asks for it.
-    pub(super) fn plan_asked(
-        &self,
-        sql: &str,
-        params: &[dosql_proto::Value],
-        scope: &Scope,
-    ) -> Option<ExplainResponse> {
+    pub(super) fn plan_asked(&self, sql: &str, params: &[Value], scope: &Scope) -> Option<ExplainResponse> {
         // What cannot be explained (a schema change that made its own text invalid) is no reason to withhold the result.
         scope.options.explain.then(|| self.explanation(sql, params).ok()).flatten()
     }

@@ -246,6 +246,7 @@ impl Shared {
             Step::Read(Read::Concatenate { target, .. }) | Step::Write { target, .. } => {
                 Ok((self.resolve(target, &statement.params)?, false))
             }
+            Step::Read(Read::Merge(merge)) => Ok((self.resolve(&merge.target, &statement.params)?, false)),
             Step::Read(Read::Gather(gather)) => match gather.inputs.as_slice() {
                 [input] => Ok((self.resolve(&input.target, &statement.params)?, false)),
                 _ => Err(across()),

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use super::{AddVindex, Gather, GatherKind, Insert, InsertSource, KeyBound, KeySource, Keys, Plan, Read, Step, Target};
+use super::{
+    AddVindex, Gather, GatherKind, Insert, InsertSource, KeyBound, KeySource, Keys, Limit, Plan, Read, Step, Target,
+};
 use dosql_proto::value::Kind;
 
 /// A plan as people read it.
@@ -46,8 +48,13 @@ impl Text<'_> {
                 self.line(1, &format!("sql: {sql}"));
                 "catalog"
             }
-            Step::Explain { sql } => {
-                self.line(0, "explain: the plan of the statement that follows");
+            Step::Explain { sql, analyze } => {
+                let what = if *analyze {
+                    "the plan of the statement that follows, and what it takes"
+                } else {
+                    "the plan of the statement that follows"
+                };
+                self.line(0, &format!("explain: {what}"));
                 self.line(1, &format!("sql: {sql}"));
                 "explain"
             }
@@ -121,6 +128,36 @@ impl Text<'_> {
                 self.target(depth + 1, target);
                 self.line(depth + 1, &format!("sql: {sql}"));
                 route
+            }
+            Read::Merge(merge) => {
+                self.line(
+                    depth,
+                    match (merge.order.is_empty(), &merge.limit) {
+                        (true, _) => "rows of each shard, one shard after the other, until there are enough",
+                        (false, None) => "merge the sorted rows of each shard",
+                        (false, Some(_)) => "merge the sorted rows of each shard, until there are enough",
+                    },
+                );
+                self.line(depth + 1, &format!("from {} ({})", merge.table, route_of(&merge.target)));
+                self.target(depth + 2, &merge.target);
+                self.line(depth + 2, &format!("sql: {}", merge.sql));
+                if !merge.order.is_empty() {
+                    self.line(depth + 1, &format!("order: {}", merge.order_text));
+                }
+                if let Some(Limit { count, offset, parameter }) = &merge.limit {
+                    let limit = match offset {
+                        None => format!("limit: {}, of which ?{parameter} is left", key_text(count)),
+                        Some(offset) => {
+                            format!(
+                                "limit: {} after {}, of which ?{parameter} is left",
+                                key_text(count),
+                                key_text(offset)
+                            )
+                        }
+                    };
+                    self.line(depth + 1, &limit);
+                }
+                route_of(&merge.target)
             }
             Read::Gather(gather) => {
                 self.gather(depth, gather);

@@ -6,6 +6,7 @@ mod alter_vschema;
 mod cache;
 mod dml;
 mod explain;
+mod merge;
 mod predicate;
 mod select;
 
@@ -20,6 +21,7 @@ pub(crate) use alter_vschema::AddVindex;
 pub(crate) use cache::PlanCache;
 pub(crate) use dml::{Insert, InsertSource, column_default, rows_of};
 pub(crate) use explain::{Explained, explain};
+pub(crate) use merge::{Limit, Merge, SortKey};
 pub(crate) use predicate::keys;
 
 use crate::affinity::{Affinity, Collation};
@@ -48,9 +50,10 @@ pub(crate) enum Step {
     Catalog {
         sql: String,
     },
-    /// `EXPLAIN` of this statement.
+    /// `EXPLAIN` of this statement, or `EXPLAIN ANALYZE`, which runs it.
     Explain {
         sql: String,
+        analyze: bool,
     },
     Read(Read),
     /// Sent as it is to the shards that hold what it changes.
@@ -76,6 +79,8 @@ pub(crate) enum Read {
     Pinned { pins: Vec<Target>, sql: String, otherwise: Option<Box<Gather>> },
     /// Shard after shard, with nothing left to do.
     Concatenate { target: Target, sql: String },
+    /// Put together by their order, as far as a limit.
+    Merge(Box<Merge>),
     /// Into a scratch database, and finished there.
     Gather(Box<Gather>),
 }
@@ -189,10 +194,11 @@ impl Plan {
         let words = sql_text::leading_words(sql, 3);
         let first = words.first().map_or("", String::as_str);
         if first == "EXPLAIN" && words.get(1).is_none_or(|word| word != "QUERY") {
-            let inner = sql_text::after_words(sql, 1).trim().to_owned();
+            let analyze = words.get(1).is_some_and(|word| word == "ANALYZE");
+            let inner = sql_text::after_words(sql, 1 + usize::from(analyze)).trim().to_owned();
             let parameter_count = Self::new(&inner, catalog)?.parameter_count;
             let columns = vec![Column { name: "plan".to_owned(), declared_type: String::new() }];
-            return Ok(Self { columns, parameter_count, step: Step::Explain { sql: inner } });
+            return Ok(Self { columns, parameter_count, step: Step::Explain { sql: inner, analyze } });
         }
         if AddVindex::begins(&words) {
             let step = Step::AddVindex(AddVindex::parse(sql)?);

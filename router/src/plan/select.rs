@@ -10,7 +10,7 @@ use sqlparser::ast::{
 };
 
 use super::predicate::{self, FromClause};
-use super::{Gather, GatherKind, Input, Plan, Read, Step, Target, aggregate, parse, placements};
+use super::{Gather, GatherKind, Input, Plan, Read, Step, Target, aggregate, merge, parse, placements};
 use crate::affinity::Affinity;
 use crate::catalog::{Catalog, Placement, Prepared, Table, unsupported};
 use crate::sql_text::{self, quote};
@@ -80,10 +80,18 @@ pub(super) fn read(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Result<
                 return Ok(Read::Concatenate { target, sql: sql.to_owned() });
             }
             if !prepared.uses.volatile() {
+                let used = &prepared.uses.reads[&table.table.shape.name];
                 let pushed = if aggregated || select.distinct.is_some() {
                     aggregate::plan(query, select, &from, target)
                 } else {
-                    top(&numbered, query, select, &from, target, &prepared.uses.reads[&table.table.shape.name])
+                    let otherwise = || {
+                        top(&numbered, query, select, &from, target.clone(), used)
+                            .or_else(|| gather(&numbered, catalog, prepared, Some(query)).ok())
+                    };
+                    if let Some(merge) = merge::plan(query, select, &from, &target, catalog, prepared, otherwise) {
+                        return Ok(Read::Merge(Box::new(merge)));
+                    }
+                    top(&numbered, query, select, &from, target, used)
                 };
                 if let Some(mut pushed) = pushed {
                     if pushed.kind == GatherKind::Aggregate {
@@ -385,7 +393,7 @@ fn input(table: &Table, alias: &str, used: &BTreeSet<String>, target: Target, ta
 }
 
 impl Plan {
-    /// Whether running it changes something.
+    /// Whether running it is a matter for `write`.
     pub(crate) fn writes(&self) -> bool {
         !matches!(self.step, Step::Read(_) | Step::Catalog { .. } | Step::Explain { .. })
     }

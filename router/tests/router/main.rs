@@ -7,6 +7,7 @@
 )]
 
 mod errors;
+mod limits;
 mod oracle;
 mod plans;
 mod vindexes;

@@ -120,8 +120,8 @@ impl Host for LocalHost {
         self.latest_ms.get()
     }
 
-    fn timer_us(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+    fn timer_ns(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn random_u64(&self) -> u64 {
@@ -158,6 +158,10 @@ impl Host for LocalHost {
             Ok(connection)
         });
         opened.map_err(|error| self.storage_failed("a scratch database", &error))
+    }
+
+    fn scratch_spills(&self) -> bool {
+        true
     }
 
     fn objects(&self) -> Rc<dyn ObjectStore> {

@@ -10,6 +10,7 @@ mod actor;
 mod affinity;
 mod catalog;
 mod execute;
+mod literals;
 mod plan;
 mod sql_text;
 pub mod vindex;

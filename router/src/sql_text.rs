@@ -7,7 +7,7 @@ use dosql_proto::Value;
 
 /// A piece of SQL text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Token {
+pub(crate) enum Token {
     /// Spaces and comments.
     Space,
     /// A keyword, a name without quotes, or a number.
@@ -21,7 +21,7 @@ enum Token {
 }
 
 /// Splits SQL as SQLite's tokenizer does, as far as the router cares.
-struct Tokens<'a> {
+pub(crate) struct Tokens<'a> {
     text: &'a str,
     at: usize,
 }
@@ -67,7 +67,7 @@ fn quoted(bytes: &[u8], quote: u8) -> usize {
     bytes.len()
 }
 
-fn tokens(text: &str) -> Tokens<'_> {
+pub(crate) fn tokens(text: &str) -> Tokens<'_> {
     Tokens { text, at: 0 }
 }
 

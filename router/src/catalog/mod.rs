@@ -146,6 +146,14 @@ impl Catalog {
             .map_err(sql_error)
     }
 
+    /// Whether there is an index with a condition.
+    pub(crate) fn has_partial_index(&self) -> bool {
+        let sql = "SELECT 1 FROM sqlite_schema, pragma_index_list(tbl_name) AS list
+                   WHERE type = 'index' AND list.name = sqlite_schema.name AND list.partial LIMIT 1";
+        // Where that cannot be told, plans are made with the literals.
+        self.mirror.connection.prepare_cached(sql).and_then(|mut statement| statement.exists([])).unwrap_or(true)
+    }
+
     /// Notes that a schema change is about to go to the shards; returns its version.
     pub(crate) fn begin_change(&self, sql: &str, request_id: &str) -> Result<i64, Error> {
         self.storage

@@ -10,9 +10,8 @@ impl Shared {
     /// Runs a statement, whose rows are counted and dropped, and describes its plan and what it took.
     pub(super) async fn analyze(&self, sql: &str, params: Vec<Value>, scope: &Scope) -> Result<String, Error> {
         let scope = scope.analyzed();
-        let plan = self.plan(sql, &scope)?;
         let explained = self.explained(sql, &params)?;
-        let statement = Statement { sql: sql.to_owned(), params };
+        let (plan, statement) = self.prepare(Statement { sql: sql.to_owned(), params }, &scope)?;
         if plan.writes() {
             let began_ns = self.context.timer_ns();
             let done = Box::pin(self.write(&plan, statement, String::new(), &scope)).await?;

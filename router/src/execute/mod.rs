@@ -26,7 +26,8 @@ use futures_util::lock::Mutex;
 
 use crate::affinity::Converter;
 use crate::catalog::{Catalog, unsupported};
-use crate::plan::{Explained, KeyBound, KeySource, Keys, Plan, PlanCache, Step, Target, explain};
+use crate::literals;
+use crate::plan::{Cached, Explained, KeyBound, KeySource, Keys, Plan, PlanCache, Step, Target, explain};
 use crate::vschema::{VSchema, named};
 use cursor::{Cursor, Cursors};
 pub(crate) use scope::Scope;
@@ -120,12 +121,11 @@ impl Shared {
     async fn execute(&self, request: ExecuteRequest, call: &Call) -> Result<ExecuteResponse, Error> {
         let statement = required(request.statement)?;
         let scope = self.scope(call, request.timeout_ms, request.options);
-        let plan = match self.plan(&statement.sql, &scope) {
-            Ok(plan) => plan,
+        let query_plan = self.plan_asked(&statement.sql, &statement.params, &scope);
+        let (plan, statement) = match self.prepare(statement, &scope) {
+            Ok(prepared) => prepared,
             Err(error) => return self.applied_before(&request.request_id)?.ok_or(error),
         };
-        check_count(&plan, &statement.params)?;
-        let query_plan = self.plan_asked(&statement.sql, &statement.params, &scope);
         if plan.writes() {
             let mut done = self.write(&plan, statement, request.request_id, &scope).await?;
             if let Some(result) = &mut done.result {
@@ -154,15 +154,14 @@ impl Shared {
     async fn query(&self, request: QueryRequest, call: &Call) -> Result<RowBatch, Error> {
         let statement = required(request.statement)?;
         let scope = self.scope(call, request.timeout_ms, request.options);
-        let plan = match self.plan(&statement.sql, &scope) {
-            Ok(plan) => plan,
+        let query_plan = self.plan_asked(&statement.sql, &statement.params, &scope);
+        let (plan, statement) = match self.prepare(statement, &scope) {
+            Ok(prepared) => prepared,
             Err(error) => {
                 let applied = self.applied_before(&request.request_id)?.ok_or(error)?;
                 return Ok(RowBatch { bookmark: applied.bookmark, ..RowBatch::default() });
             }
         };
-        check_count(&plan, &statement.params)?;
-        let query_plan = self.plan_asked(&statement.sql, &statement.params, &scope);
         if plan.writes() {
             let done = self.write(&plan, statement, request.request_id, &scope).await?;
             let result = done.result.unwrap_or_default();
@@ -232,10 +231,11 @@ impl Shared {
     }
 
     fn explained(&self, sql: &str, params: &[Value]) -> Result<Explained, Error> {
-        let (plan, _) = self.planned(sql)?;
+        // Kept out of the cache, where the text stands without its literals.
+        let plan = Plan::new(sql, &mut self.catalog.borrow_mut())?;
         let given = params.len() == plan.parameter_count;
         if !given && !params.is_empty() {
-            check_count(&plan, params)?;
+            check_count(plan.parameter_count, params)?;
         }
         let resolve = |target: &Target| match target {
             Target::Any => Some(vec![self.rotation.get() % self.catalog.borrow().shards.len()]),
@@ -250,21 +250,78 @@ impl Shared {
         self.write_batch(request.statements, request.request_id, &scope).await
     }
 
-    /// The plan of a statement.
+    /// The plan of a statement, planned as it stands.
     fn plan(&self, sql: &str, scope: &Scope) -> Result<Rc<Plan>, Error> {
         let began_ns = self.context.timer_ns();
         let (plan, cached) = self.planned(sql)?;
+        self.note_planning(began_ns, cached, scope);
+        Ok(plan)
+    }
+
+    /// The plan of a statement, and the statement to run it with: its literals may have become parameters.
+    fn prepare(&self, statement: Statement, scope: &Scope) -> Result<(Rc<Plan>, Statement), Error> {
+        let began_ns = self.context.timer_ns();
+        let (plan, statement, cached) = self.prepared(statement)?;
+        self.note_planning(began_ns, cached, scope);
+        Ok((plan, statement))
+    }
+
+    fn note_planning(&self, began_ns: u64, cached: bool, scope: &Scope) {
         scope.note(|stats| {
             stats.planning_ns = self.context.timer_ns().saturating_sub(began_ns);
             stats.plan_cached = cached;
         });
-        Ok(plan)
     }
 
-    /// The plan of a statement, and whether the cache had it.
+    fn prepared(&self, mut statement: Statement) -> Result<(Rc<Plan>, Statement, bool), Error> {
+        let as_it_is = |statement: Statement| {
+            let (plan, cached) = self.planned(&statement.sql)?;
+            check_count(plan.parameter_count, &statement.params)?;
+            Ok((plan, statement, cached))
+        };
+        if !self.caching() {
+            return as_it_is(statement);
+        }
+        let known = self.plans.borrow_mut().get(&statement.sql);
+        if let Some(Cached::Plan(plan)) = known {
+            check_count(plan.parameter_count, &statement.params)?;
+            return Ok((plan, statement, true));
+        }
+        let Some(lifted) = literals::lift(&statement.sql) else { return as_it_is(statement) };
+        let known = self.plans.borrow_mut().get(&lifted.text);
+        let (plan, cached) = match known {
+            Some(Cached::Plan(plan)) => (plan, true),
+            Some(Cached::NeedsLiterals) => return as_it_is(statement),
+            None => {
+                let mut catalog = self.catalog.borrow_mut();
+                // A partial index is used where SQLite sees that its condition holds, which takes the literal.
+                let planned = match catalog.has_partial_index() {
+                    true => None,
+                    false => Plan::new(&lifted.text, &mut catalog).ok(),
+                };
+                drop(catalog);
+                let Some(plan) = planned.map(Rc::new) else {
+                    self.plans.borrow_mut().needs_literals(lifted.text);
+                    return as_it_is(statement);
+                };
+                self.plans.borrow_mut().insert(&lifted.text, &plan);
+                (plan, false)
+            }
+        };
+        check_count(lifted.given, &statement.params)?;
+        statement.sql = lifted.text;
+        statement.params.extend(lifted.values);
+        Ok((plan, statement, cached))
+    }
+
+    fn caching(&self) -> bool {
+        self.vschema.settings.enable_caching.unwrap_or(true)
+    }
+
+    /// The plan of a text, and whether the cache had it.
     fn planned(&self, sql: &str) -> Result<(Rc<Plan>, bool), Error> {
-        let caching = self.vschema.settings.enable_caching.unwrap_or(true);
-        if caching && let Some(plan) = self.plans.borrow_mut().get(sql) {
+        let caching = self.caching();
+        if caching && let Some(Cached::Plan(plan)) = self.plans.borrow_mut().get(sql) {
             return Ok((plan, true));
         }
         let plan = Rc::new(Plan::new(sql, &mut self.catalog.borrow_mut())?);
@@ -360,11 +417,11 @@ fn required_shard(shards: &[usize]) -> Result<usize, Error> {
     }
 }
 
-fn check_count(plan: &Plan, params: &[Value]) -> Result<(), Error> {
-    if params.len() == plan.parameter_count {
+fn check_count(expected: usize, params: &[Value]) -> Result<(), Error> {
+    if params.len() == expected {
         return Ok(());
     }
-    let plural = if plan.parameter_count == 1 { "parameter" } else { "parameters" };
-    let message = format!("the statement has {} {plural}, but {} were given", plan.parameter_count, params.len());
+    let plural = if expected == 1 { "parameter" } else { "parameters" };
+    let message = format!("the statement has {expected} {plural}, but {} were given", params.len());
     Err(Error::new(ErrorCode::ParameterCount, message))
 }

@@ -192,7 +192,7 @@ impl Shared {
             let named =
                 |error: Error| Error { message: format!("statement {}: {}", index + 1, error.message), ..error };
             let plan = self.plan(&statement.sql, call).map_err(named)?;
-            check_count(&plan, &statement.params).map_err(named)?;
+            check_count(plan.parameter_count, &statement.params).map_err(named)?;
             let (shards, any) = self.batch_shards(&plan, &statement, call).await.map_err(named)?;
             columns.push((plan.columns.clone(), self.plan_asked(&statement.sql, &statement.params, call)));
             if !any {

@@ -18,7 +18,7 @@ use sqlparser::dialect::SQLiteDialect;
 use sqlparser::parser::Parser;
 
 pub(crate) use alter_vschema::AddVindex;
-pub(crate) use cache::PlanCache;
+pub(crate) use cache::{Cached, PlanCache};
 pub(crate) use dml::{Insert, InsertSource, column_default, rows_of};
 pub(crate) use explain::{Explained, explain};
 pub(crate) use merge::{Limit, Merge, SortKey};

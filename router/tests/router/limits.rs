@@ -194,3 +194,51 @@ async fn a_deadline_ends_the_work_on_every_shard() {
         assert!(began.elapsed().as_secs() < 5, "{sql}: {:?}", began.elapsed());
     }
 }
+
+#[tokio::test]
+async fn statements_that_differ_in_literals_share_a_plan_and_not_an_answer() {
+    let database = items("cached").await;
+    let cached = async |sql: &str| {
+        let result = run(&database, sql, profiled()).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        (result.stats.unwrap().plan_cached, result.rows, result.columns, result.query_plan.unwrap())
+    };
+    for (id, hit) in [(5, false), (6, true), (7, true)] {
+        let (was_cached, rows, _, plan) = cached(&format!("SELECT id FROM items WHERE id = {id}")).await;
+        assert_eq!((was_cached, rows[0].values[0].clone()), (hit, Value::from(id)));
+        assert!(plan.plan.contains(&format!("of {id}\n")), "{}", plan.plan);
+    }
+    // Names, ordinals and the class of a literal are part of the statement.
+    for sql in ["SELECT id + 1 FROM items WHERE id = 1", "SELECT id + 2 FROM items WHERE id = 1"] {
+        let (was_cached, _, columns, _) = cached(sql).await;
+        assert!(!was_cached, "{sql}");
+        assert_eq!(format!("SELECT {} FROM items WHERE id = 1", columns[0].name), sql);
+    }
+    for (literal, rows) in [("1", 1), ("'1'", 1), ("1.0", 1), ("-1", 0), ("x'31'", 0), ("'x'", 0), ("NULL", 0)] {
+        assert_eq!(cached(&format!("SELECT * FROM items WHERE id = {literal}")).await.1.len(), rows, "{literal}");
+    }
+    for limit in [3, 1, 4, 0] {
+        let (_, rows, ..) = cached(&format!("SELECT id, name FROM items ORDER BY 1 DESC LIMIT {limit} OFFSET 1")).await;
+        assert_eq!(rows.len(), limit);
+        assert!(rows.first().is_none_or(|row| row.values[0] == Value::from(2999)));
+    }
+    for (sql, affected) in [
+        ("INSERT INTO items VALUES (9001, 'x', 1.5), (9002, 'it''s', 2)", 2),
+        ("INSERT INTO items VALUES (9003, 'y', 2.5), (9004, 'x', 3)", 2),
+        ("UPDATE items SET name = 'z' WHERE id IN (9001, 9004)", 2),
+        ("UPDATE items SET name = 'w' WHERE id IN (9002, 9005)", 1),
+        ("DELETE FROM items WHERE id BETWEEN 9001 AND 9003", 3),
+        ("DELETE FROM items WHERE id BETWEEN 9002 AND 9004", 1),
+    ] {
+        assert_eq!(database.execute(sql, &[]).await.unwrap().rows_affected, affected, "{sql}");
+    }
+    let error = database.execute("SELECT id FROM items WHERE id = 5 AND name = ?", &[]).await.unwrap_err();
+    assert_eq!(error.message, "the statement has 1 parameter, but 0 were given");
+    // A new schema means new plans.
+    database.execute("ALTER TABLE items ADD COLUMN extra DEFAULT 4", &[]).await.unwrap();
+    let (was_cached, rows, ..) = cached("SELECT * FROM items WHERE id = 8").await;
+    assert_eq!((was_cached, rows[0].values.len()), (false, 4));
+    // With a partial index, statements keep their literals.
+    database.execute("CREATE INDEX named ON items (size) WHERE name = 'a1'", &[]).await.unwrap();
+    cached("SELECT id FROM items WHERE name = 'a1' AND size = 2").await;
+    assert!(!cached("SELECT id FROM items WHERE name = 'a2' AND size = 2").await.0);
+}

@@ -1,5 +1,6 @@
 //! SQL as text: where its tokens are, without parsing it. Numbers its parameters, finds its first keyword and its end.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write;
 
@@ -80,6 +81,18 @@ pub(crate) fn leading_words(sql: &str, count: usize) -> Vec<String> {
         .collect()
 }
 
+/// The names and words after the first `count` words, without quotes.
+pub(crate) fn names_after(sql: &str, count: usize) -> Vec<String> {
+    tokens(sql)
+        .filter(|(token, _)| matches!(token, Token::Word | Token::Quoted))
+        .skip(count)
+        .map(|(token, text)| match token {
+            Token::Quoted => text.get(1..text.len().saturating_sub(1)).unwrap_or_default().to_owned(),
+            _ => text.to_owned(),
+        })
+        .collect()
+}
+
 /// What follows the first `count` keywords.
 pub(crate) fn after_words(sql: &str, count: usize) -> &str {
     let mut left = count;
@@ -94,6 +107,43 @@ pub(crate) fn after_words(sql: &str, count: usize) -> &str {
         }
     }
     &sql[at..]
+}
+
+/// The SELECT of CREATE TABLE ... AS SELECT.
+pub(crate) fn as_select(sql: &str) -> Option<&str> {
+    let mut at = 0;
+    for (token, text) in tokens(sql) {
+        at += text.len();
+        if token == Token::Word && text.eq_ignore_ascii_case("AS") {
+            return Some(sql[at..].trim());
+        }
+    }
+    None
+}
+
+/// The statement without INDEXED BY and NOT INDEXED.
+pub(crate) fn without_index_hints(sql: &str) -> Cow<'_, str> {
+    if !has_word(sql, |word| word.eq_ignore_ascii_case("INDEXED")) {
+        return Cow::Borrowed(sql);
+    }
+    let parts: Vec<(Token, &str)> = tokens(sql).collect();
+    let significant = |from: usize| (from..parts.len()).find(|place| parts[*place].0 != Token::Space);
+    let is = |place: Option<usize>, word: &str| place.is_some_and(|place| parts[place].1.eq_ignore_ascii_case(word));
+    let mut kept = String::with_capacity(sql.len());
+    let mut place = 0;
+    while place < parts.len() {
+        let next = significant(place + 1);
+        let after = next.and_then(|next| significant(next + 1));
+        if is(Some(place), "NOT") && is(next, "INDEXED") {
+            place = next.map_or(parts.len(), |next| next + 1);
+        } else if is(Some(place), "INDEXED") && is(next, "BY") {
+            place = after.map_or(parts.len(), |after| after + 1);
+        } else {
+            kept.push_str(parts[place].1);
+            place += 1;
+        }
+    }
+    Cow::Owned(kept)
 }
 
 /// Whether a word without quotes occurs (ASCII case does not matter).
@@ -166,6 +216,15 @@ mod tests {
         let (sql, params) = compact_parameters("SELECT ?3, ?2, ?3, '?1'", &[1.into(), 2.into(), 3.into()]);
         assert_eq!(sql, "SELECT ?1, ?2, ?1, '?1'");
         assert_eq!(params, vec![3.into(), 2.into()]);
+    }
+
+    #[test]
+    fn index_hints_are_dropped() {
+        assert_eq!(
+            without_index_hints("SELECT 1 FROM t NOT INDEXED, u indexed by i WHERE NOT x"),
+            "SELECT 1 FROM t , u  WHERE NOT x"
+        );
+        assert_eq!(without_index_hints("SELECT 'INDEXED BY x'"), "SELECT 'INDEXED BY x'");
     }
 
     #[test]

@@ -8,10 +8,13 @@ use dosql_actors::sql_value::sql_error;
 use dosql_proto::{Error, ErrorCode};
 
 use super::table::{self, Placement, Shape, Table};
-use super::{Catalog, Ddl};
+use super::{Catalog, Ddl, Prepared};
 use crate::sql_text::quote;
 use crate::vindex::Vindex;
 use crate::vschema::{TableEntry, VSchema, VindexEntry, named};
+
+/// How the log names the change that moves tables to one shard; their names follow.
+pub(crate) const COLLECT: &str = "/*_dosql_*/ collect ";
 
 /// A schema change that may go ahead.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +27,12 @@ pub(crate) struct Change {
     pub(crate) undo: Option<String>,
     /// Every table's place afterwards.
     pub(crate) places: BTreeMap<String, Place>,
+    /// The table it makes, where AUTO_SHARD placed it.
+    pub(crate) auto: Option<String>,
+    /// The rows it fills its table with, where they are on other shards.
+    pub(crate) fill: Option<Fill>,
+    /// Tables whose rows all move to the default shard, by name.
+    pub(crate) collected: Vec<String>,
 }
 
 /// Where a table's rows are, without the table.
@@ -45,11 +54,23 @@ impl Place {
     }
 }
 
+/// CREATE TABLE ... AS SELECT over several shards.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Fill {
+    /// The SELECT.
+    pub(crate) select: String,
+    pub(crate) table: Table,
+}
+
 /// What a rehearsal found.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Outcome {
     /// Nothing would change (IF NOT EXISTS, IF EXISTS).
     Nothing,
+    /// A view of this incarnation's was made or dropped.
+    Temporary,
+    /// It could if these tables, which AUTO_SHARD had sharded, were on one shard.
+    Collect(Vec<String>),
     /// This would.
     Change(Change),
 }
@@ -85,10 +106,19 @@ impl Catalog {
     /// # Errors
     /// What SQLite says; `UNSUPPORTED` naming what cannot be done on several shards.
     pub(crate) fn rehearse(&mut self, sql: &str, vschema: &VSchema, auto_shard: AutoShard) -> Result<Outcome, Error> {
+        if let Some(names) = sql.strip_prefix(COLLECT) {
+            return Ok(Outcome::Change(self.collect(names.split(',').map(str::to_owned).collect())));
+        }
         let prepared = self.mirror.prepare(sql)?;
         let Some(ddl) = prepared.uses.ddl.clone() else { return Ok(Outcome::Nothing) };
         if let Ddl::Refused(construct) = ddl {
             return Err(unsupported(format!("{construct} is not supported")));
+        }
+        if ddl == Ddl::TemporaryView {
+            self.mirror.connection.execute_batch(sql).map_err(sql_error)?;
+            let names = super::strings(&self.mirror.connection, "SELECT lower(name) FROM sqlite_temp_schema");
+            self.temporary = names.map_err(sql_error)?.into_iter().collect();
+            return Ok(Outcome::Temporary);
         }
         let sources: Vec<String> =
             prepared.uses.reads.keys().filter(|name| self.table(name).is_some()).cloned().collect();
@@ -101,7 +131,7 @@ impl Catalog {
             if version(self)? == before {
                 return Ok(Outcome::Nothing);
             }
-            self.judge(sql, &ddl, &sources, vschema, auto_shard).map(Outcome::Change)
+            self.judge(sql, &ddl, &sources, vschema, auto_shard)
         });
         self.mirror
             .connection
@@ -118,7 +148,7 @@ impl Catalog {
         sources: &[String],
         vschema: &VSchema,
         auto_shard: AutoShard,
-    ) -> Result<Change, Error> {
+    ) -> Result<Outcome, Error> {
         let after = table::shapes(&self.mirror.connection).map_err(sql_error)?;
         if let Some(shape) = after.values().find(|shape| reserved(&shape.name)) {
             return Err(Error::invalid(format!(
@@ -129,6 +159,7 @@ impl Catalog {
         let created: Vec<&String> = after.keys().filter(|name| !self.tables.contains_key(*name)).collect();
         let dropped: Vec<&String> = self.tables.keys().filter(|name| !after.contains_key(*name)).collect();
         let mut places = BTreeMap::new();
+        let mut auto = None;
         for (name, shape) in &after {
             let old = match (self.tables.get(name), ddl, dropped.first()) {
                 (Some(table), ..) => Some(table),
@@ -138,12 +169,19 @@ impl Catalog {
             };
             let place = match old {
                 Some(table) => moved(table, shape)?,
-                None => self.place(shape, vschema, auto_shard)?,
+                None => {
+                    let (placement, by_itself) = self.place(shape, vschema, auto_shard)?;
+                    auto = by_itself.then(|| name.clone());
+                    placement
+                }
             };
             places.insert(name.clone(), place);
         }
         for (name, shape) in &after {
-            self.check_table(name, shape, &after, &places)?;
+            if let Err(error) = self.check_table(name, shape, &after, &places) {
+                let collected = self.collectable(name, shape, &after, &places);
+                return if collected.is_empty() { Err(error) } else { Ok(Outcome::Collect(collected)) };
+            }
         }
         let all: Vec<usize> = (0..self.shards.len()).collect();
         let shards_of = |placement: &Placement| match placement {
@@ -152,26 +190,55 @@ impl Catalog {
         };
         let mut text = sql.to_owned();
         let mut undo = None;
+        let mut fill = None;
         let shards = match ddl {
             Ddl::CreateTable => {
                 let Some(name) = created.first() else { return Err(Error::internal("CREATE TABLE made no table")) };
                 let shards = shards_of(&places[*name].placement);
-                self.check_sources(sources, &shards)?;
+                if !self.has_sources(sources, &shards) {
+                    let shape = after[*name].clone();
+                    let Some(select) = crate::sql_text::as_select(sql) else {
+                        return Err(Error::internal("CREATE TABLE reads tables without AS SELECT"));
+                    };
+                    fill = Some(Fill { select: select.to_owned(), table: places[*name].clone().table(shape) });
+                    text = self
+                        .mirror
+                        .connection
+                        .query_row(
+                            "SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1",
+                            [&after[*name].name],
+                            |row| row.get(0),
+                        )
+                        .map_err(sql_error)?;
+                }
                 undo = Some(format!("DROP TABLE IF EXISTS {}", quote(&after[*name].name)));
                 shards
             }
-            Ddl::OfTable(name) | Ddl::CreateTrigger(name) => {
+            Ddl::OfTable(name) => {
                 let table = self
                     .table(name)
                     .ok_or_else(|| Error::new(ErrorCode::UnknownTable, format!("no such table: {name}")))?;
-                if matches!(ddl, Ddl::CreateTrigger(_)) && shards_of(&table.placement).len() > 1 {
-                    return Err(unsupported(format!(
-                        "CREATE TRIGGER on {name} is not supported: its rows are on several shards"
-                    )));
-                }
                 undo = self.undo_for(sql)?;
                 shards_of(&table.placement)
             }
+            Ddl::CreateTrigger(trigger, name) => {
+                undo = Some(format!("DROP TRIGGER IF EXISTS {}", quote(trigger)));
+                match self.table(name).map(|table| table.placement.clone()) {
+                    // Others fire where the statement is worked out.
+                    Some(placement) if self.fires_on_shard(name)? => shards_of(&placement),
+                    None if all.len() == 1 => all,
+                    _ => Vec::new(),
+                }
+            }
+            Ddl::DropTrigger(trigger, name) => {
+                text = format!("DROP TRIGGER IF EXISTS {}", quote(trigger));
+                match self.table(name) {
+                    Some(table) => shards_of(&table.placement),
+                    None if all.len() == 1 => all,
+                    None => Vec::new(),
+                }
+            }
+            Ddl::TemporaryView => Vec::new(),
             Ddl::CreateView(view) => {
                 undo = Some(format!("DROP VIEW IF EXISTS {}", quote(view)));
                 // A view that refers to something missing is legal; it then lives in the router alone.
@@ -190,7 +257,104 @@ impl Catalog {
             }
             Ddl::Refused(construct) => return Err(unsupported(format!("{construct} is not supported"))),
         };
-        Ok(Change { shards, sql: text, undo, places })
+        Ok(Outcome::Change(Change { shards, sql: text, undo, places, auto, fill, collected: Vec::new() }))
+    }
+
+    /// The change that moves all rows of some tables to the default shard.
+    fn collect(&self, names: Vec<String>) -> Change {
+        let places = self
+            .tables
+            .iter()
+            .map(|(name, table)| {
+                let place = match names.contains(name) {
+                    true => Place::unmapped(Placement::Unsharded(self.default_shard)),
+                    false => Place { placement: table.placement.clone(), vindex: table.vindex.clone() },
+                };
+                (name.clone(), place)
+            })
+            .collect();
+        Change { shards: Vec::new(), sql: String::new(), undo: None, places, auto: None, fill: None, collected: names }
+    }
+
+    /// The tables that AUTO_SHARD has sharded and that would have to be on one shard for a table's constraints to be enforced:
+    /// itself, its parents, and whatever foreign keys tie to those.
+    fn collectable(
+        &self,
+        name: &str,
+        shape: &Shape,
+        after: &BTreeMap<String, Shape>,
+        places: &BTreeMap<String, Place>,
+    ) -> Vec<String> {
+        let movable = |name: &str| {
+            self.automatic.contains(name)
+                && self.tables.get(name).is_some_and(|table| matches!(table.placement, Placement::Sharded(_)))
+        };
+        let mut wanted: Vec<String> =
+            shape.foreign_keys.iter().map(|key| key.parent.to_ascii_lowercase()).filter(|name| movable(name)).collect();
+        if matches!(places[name].placement, Placement::Sharded(_)) {
+            if !movable(name) {
+                return Vec::new();
+            }
+            wanted.push(name.to_owned());
+        }
+        loop {
+            let more: Vec<String> = after
+                .iter()
+                .filter(|(name, _)| movable(name) && !wanted.contains(name))
+                .filter(|(name, shape)| {
+                    let refers =
+                        |parent: &str| shape.foreign_keys.iter().any(|key| key.parent.eq_ignore_ascii_case(parent));
+                    wanted.iter().any(|known| {
+                        refers(known)
+                            || after.get(known).is_some_and(|known| {
+                                known.foreign_keys.iter().any(|key| key.parent.eq_ignore_ascii_case(name))
+                            })
+                    })
+                })
+                .map(|(name, _)| name.clone())
+                .collect();
+            if more.is_empty() {
+                wanted.sort();
+                wanted.dedup();
+                return wanted;
+            }
+            wanted.extend(more);
+        }
+    }
+
+    /// Whether the triggers of a table are on its shard: whatever they touch is there.
+    pub(super) fn fires_on_shard(&mut self, name: &str) -> Result<bool, Error> {
+        if self.shards.len() == 1 {
+            return Ok(true);
+        }
+        let Some(table) = self.table(name) else { return Ok(false) };
+        let Placement::Unsharded(here) = table.placement else { return Ok(false) };
+        let set: Vec<String> = table
+            .shape
+            .given()
+            .into_iter()
+            .map(|index| quote(&table.shape.columns[index].name))
+            .map(|column| format!("{column} = {column}"))
+            .collect();
+        let target = quote(&table.shape.name);
+        for sql in [
+            format!("DELETE FROM {target}"),
+            format!("INSERT INTO {target} DEFAULT VALUES"),
+            format!("UPDATE {target} SET {}", set.join(", ")),
+        ] {
+            // A trigger whose body does not compile fails wherever it is.
+            let Ok(Prepared { uses, .. }) = self.mirror.prepare(&sql) else { continue };
+            let written = uses.inserts.iter().chain(uses.updates.keys()).chain(&uses.deletes);
+            let writes_here =
+                written.filter_map(|name| self.table(name)).all(|table| table.placement == Placement::Unsharded(here));
+            let reads_here = uses.reads.keys().filter_map(|name| self.table(name)).all(|table| {
+                matches!(table.placement, Placement::Reference) || table.placement == Placement::Unsharded(here)
+            });
+            if !writes_here || !reads_here {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Only what depends on rows can fail on one shard and not on another: a unique index, an added column's constraints.
@@ -220,38 +384,30 @@ impl Catalog {
         Ok(None)
     }
 
-    /// CREATE TABLE ... AS SELECT runs where its sources are.
-    fn check_sources(&self, sources: &[String], shards: &[usize]) -> Result<(), Error> {
-        if self.shards.len() == 1 {
-            return Ok(());
-        }
-        for source in sources {
-            let here = match self.table(source).map(|table| &table.placement) {
+    /// Whether CREATE TABLE ... AS SELECT finds all it reads on each of the table's shards, and may put it there.
+    fn has_sources(&self, sources: &[String], shards: &[usize]) -> bool {
+        self.shards.len() == 1
+            || sources.iter().all(|source| match self.table(source).map(|table| &table.placement) {
                 Some(Placement::Unsharded(shard)) => shards == [*shard],
-                Some(Placement::Reference) => true,
+                Some(Placement::Reference) => shards.len() == 1,
                 _ => false,
-            };
-            if !here {
-                return Err(unsupported(format!(
-                    "CREATE TABLE ... AS SELECT from {source} is not supported: its rows are on other shards; create the table, then use INSERT ... SELECT"
-                )));
-            }
-        }
-        Ok(())
+            })
     }
 
-    /// Where a new table goes.
-    fn place(&self, shape: &Shape, vschema: &VSchema, auto_shard: AutoShard) -> Result<Place, Error> {
+    /// Where a new table goes, and whether nobody has said so.
+    fn place(&self, shape: &Shape, vschema: &VSchema, auto_shard: AutoShard) -> Result<(Place, bool), Error> {
         if let Some(column) = self.added_vindex(&shape.name)? {
-            return self.sharded_by(shape, &column, &VindexEntry::default());
+            return Ok((self.sharded_by(shape, &column, &VindexEntry::default())?, false));
         }
         let column = match (vschema.table(&shape.name), auto_shard) {
-            (Some(TableEntry::Sharded { column, vindex }), _) => return self.sharded_by(shape, column, vindex),
+            (Some(TableEntry::Sharded { column, vindex }), _) => {
+                return Ok((self.sharded_by(shape, column, vindex)?, false));
+            }
             (Some(TableEntry::Unsharded { shard }), _) => {
                 let place = shard.as_ref().and_then(|id| named(self.shards.iter().map(String::as_str), id));
-                return Ok(Place::unmapped(Placement::Unsharded(place.unwrap_or(self.default_shard))));
+                return Ok((Place::unmapped(Placement::Unsharded(place.unwrap_or(self.default_shard))), false));
             }
-            (Some(TableEntry::Reference {}), _) => return Ok(Place::unmapped(Placement::Reference)),
+            (Some(TableEntry::Reference {}), _) => return Ok((Place::unmapped(Placement::Reference), false)),
             (None, AutoShard::Off) => None,
             (None, AutoShard::PrimaryKey) => shape.columns.iter().find(|column| column.key_place == 1),
             (None, AutoShard::FirstColumn) => shape.columns.first(),
@@ -263,9 +419,9 @@ impl Catalog {
                     && shape.column(&column.name).is_some_and(|index| shape.unenforceable(index).is_none())
                     && shape.foreign_keys.is_empty() =>
             {
-                self.sharded_by(shape, &column.name, &VindexEntry::default())
+                Ok((self.sharded_by(shape, &column.name, &VindexEntry::default())?, true))
             }
-            _ => Ok(Place::unmapped(Placement::Unsharded(self.default_shard))),
+            _ => Ok((Place::unmapped(Placement::Unsharded(self.default_shard)), true)),
         }
     }
 

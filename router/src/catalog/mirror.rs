@@ -22,6 +22,8 @@ pub(crate) struct Uses {
     pub(crate) deletes: BTreeSet<String>,
     /// Functions called, in lower case.
     pub(crate) functions: BTreeSet<String>,
+    /// Views read through and triggers that fire.
+    pub(crate) through: BTreeSet<String>,
     /// What the statement does to the schema.
     pub(crate) ddl: Option<Ddl>,
 }
@@ -30,11 +32,15 @@ pub(crate) struct Uses {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ddl {
     CreateTable,
-    /// ALTER TABLE, DROP TABLE, and CREATE or DROP of its indexes and triggers.
+    /// ALTER TABLE, DROP TABLE, and CREATE or DROP of its indexes.
     OfTable(String),
-    CreateTrigger(String),
+    /// A trigger and its table or view.
+    CreateTrigger(String, String),
+    DropTrigger(String, String),
     CreateView(String),
     DropView(String),
+    /// A view of this incarnation's.
+    TemporaryView,
     /// What no shard is sent: the construct's name.
     Refused(&'static str),
 }
@@ -45,6 +51,7 @@ enum Use {
     Update(String, String),
     Delete(String),
     Function(String),
+    Through(String),
     Ddl(Ddl),
 }
 
@@ -128,6 +135,9 @@ impl Uses {
             Use::Function(name) => {
                 self.functions.insert(name.to_ascii_lowercase());
             }
+            Use::Through(name) => {
+                self.through.insert(name.to_ascii_lowercase());
+            }
             // The first says what the statement is about; those that follow are its consequences (a dropped table's indexes).
             Use::Ddl(ddl) => {
                 self.ddl.get_or_insert(ddl);
@@ -144,6 +154,10 @@ impl Uses {
 }
 
 fn note(sender: &UnboundedSender<Use>, context: &AuthContext<'_>) -> Authorization {
+    if let Some(name) = context.accessor {
+        // The receiver lives as long as the connection.
+        let _ = sender.unbounded_send(Use::Through(name.to_owned()));
+    }
     let used = match context.action {
         AuthAction::Read { table_name, column_name } => Use::Read(table_name.to_owned(), column_name.to_owned()),
         AuthAction::Insert { table_name } if !internal(table_name) => Use::Insert(table_name.to_owned()),
@@ -156,15 +170,20 @@ fn note(sender: &UnboundedSender<Use>, context: &AuthContext<'_>) -> Authorizati
         AuthAction::AlterTable { table_name, .. }
         | AuthAction::DropTable { table_name }
         | AuthAction::CreateIndex { table_name, .. }
-        | AuthAction::DropIndex { table_name, .. }
-        | AuthAction::DropTrigger { table_name, .. } => Use::Ddl(Ddl::OfTable(table_name.to_owned())),
-        AuthAction::CreateTrigger { table_name, .. } => Use::Ddl(Ddl::CreateTrigger(table_name.to_owned())),
+        | AuthAction::DropIndex { table_name, .. } => Use::Ddl(Ddl::OfTable(table_name.to_owned())),
+        AuthAction::CreateTrigger { trigger_name, table_name } => {
+            Use::Ddl(Ddl::CreateTrigger(trigger_name.to_owned(), table_name.to_owned()))
+        }
+        AuthAction::DropTrigger { trigger_name, table_name } => {
+            Use::Ddl(Ddl::DropTrigger(trigger_name.to_owned(), table_name.to_owned()))
+        }
         AuthAction::CreateView { view_name } => Use::Ddl(Ddl::CreateView(view_name.to_owned())),
         AuthAction::DropView { view_name } => Use::Ddl(Ddl::DropView(view_name.to_owned())),
-        AuthAction::CreateTempTable { .. }
-        | AuthAction::CreateTempIndex { .. }
-        | AuthAction::CreateTempTrigger { .. }
-        | AuthAction::CreateTempView { .. } => Use::Ddl(Ddl::Refused("a temporary object")),
+        AuthAction::CreateTempView { .. } | AuthAction::DropTempView { .. } => Use::Ddl(Ddl::TemporaryView),
+        AuthAction::CreateTempTable { .. } | AuthAction::CreateTempIndex { .. } => {
+            Use::Ddl(Ddl::Refused("a temporary table"))
+        }
+        AuthAction::CreateTempTrigger { .. } => Use::Ddl(Ddl::Refused("a temporary trigger")),
         AuthAction::CreateVtable { .. } | AuthAction::DropVtable { .. } => Use::Ddl(Ddl::Refused("a virtual table")),
         _ => return Authorization::Allow,
     };

@@ -1,12 +1,13 @@
 //! The catalog: the schema of all tables, where their rows are, and the log of schema changes, kept in the router's own
 //! storage so that a change interrupted by a crash is finished by the next incarnation.
 
+mod automatic;
 mod change;
 mod mirror;
 mod table;
 mod vindexes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use dosql_actors::Context;
@@ -15,7 +16,7 @@ use dosql_proto::{Error, ErrorCode};
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension};
 
-pub(crate) use change::{Change, Outcome, unsupported};
+pub(crate) use change::{COLLECT, Change, Fill, Outcome, unsupported};
 pub(crate) use mirror::{Ddl, Mirror, Prepared};
 pub(crate) use table::{Placement, Table};
 
@@ -49,6 +50,12 @@ pub(crate) struct Catalog {
     pub(crate) mirror: Mirror,
     /// By name in lower case.
     pub(crate) tables: BTreeMap<String, Table>,
+    /// Those that AUTO_SHARD placed.
+    automatic: BTreeSet<String>,
+    /// Views of this incarnation's, by name in lower case.
+    pub(crate) temporary: BTreeSet<String>,
+    /// Triggers that are not on the shards, by name in lower case.
+    pub(crate) own_triggers: BTreeSet<String>,
     /// The shards' names. Those with a part of the keyspace come first, in its order.
     pub(crate) shards: Vec<String>,
     /// The shards as vindexes see them, in the same order.
@@ -72,6 +79,8 @@ impl Catalog {
         let shards: Vec<String> = shard_list.iter().map(|shard| shard.name.clone()).collect();
         let storage = context.open_storage()?;
         storage.execute_batch(TABLES).and_then(|()| storage.execute_batch(vindexes::TABLE)).map_err(sql_error)?;
+        storage.execute_batch(automatic::TABLE).map_err(sql_error)?;
+        let automatic = automatic::read(&storage).map_err(sql_error)?;
         let known = strings(&storage, "SELECT name FROM _dosql_shards ORDER BY place").map_err(sql_error)?;
         let objects = strings(&storage, "SELECT sql FROM _dosql_objects ORDER BY place").map_err(sql_error)?;
         if known != shards {
@@ -96,9 +105,20 @@ impl Catalog {
             replace().map_err(sql_error)?;
         }
         let mirror = Mirror::new(context.open_scratch()?, &objects)?;
-        let mut catalog =
-            Self { storage, mirror, tables: BTreeMap::new(), shards, shard_list, converter, default_shard };
+        let mut catalog = Self {
+            storage,
+            mirror,
+            tables: BTreeMap::new(),
+            automatic,
+            temporary: BTreeSet::new(),
+            own_triggers: BTreeSet::new(),
+            shards,
+            shard_list,
+            converter,
+            default_shard,
+        };
         catalog.tables = catalog.read_tables()?;
+        catalog.own_triggers = catalog.read_own_triggers()?;
         Ok(catalog)
     }
 
@@ -140,9 +160,42 @@ impl Catalog {
         }
     }
 
-    /// The views' CREATE statements.
+    /// The views' CREATE statements; a temporary one hides one of its name.
     pub(crate) fn views(&self) -> Result<Vec<String>, Error> {
-        strings(&self.mirror.connection, "SELECT sql FROM sqlite_schema WHERE type = 'view' ORDER BY rowid")
+        strings(
+            &self.mirror.connection,
+            "SELECT sql FROM sqlite_schema WHERE type = 'view'
+               AND name COLLATE NOCASE NOT IN (SELECT name FROM sqlite_temp_schema)
+             UNION ALL SELECT sql FROM sqlite_temp_schema WHERE type = 'view'",
+        )
+        .map_err(sql_error)
+    }
+
+    /// The CREATE statements of a table's (or view's) objects of a kind.
+    pub(crate) fn objects_of(&self, kind: &str, table: &str) -> Result<Vec<String>, Error> {
+        let read = || -> rusqlite::Result<Vec<String>> {
+            self.mirror
+                .connection
+                .prepare_cached(
+                    "SELECT sql FROM sqlite_schema
+                     WHERE type = ?1 AND tbl_name = ?2 COLLATE NOCASE AND sql IS NOT NULL ORDER BY rowid",
+                )?
+                .query_map([kind, table], |row| row.get(0))?
+                .collect()
+        };
+        read().map_err(sql_error)
+    }
+
+    /// The table that an index is of.
+    pub(crate) fn table_of_index(&self, index: &str) -> Result<Option<String>, Error> {
+        self.mirror
+            .connection
+            .query_row(
+                "SELECT tbl_name FROM sqlite_schema WHERE type = 'index' AND name = ?1 COLLATE NOCASE",
+                [index],
+                |row| row.get(0),
+            )
+            .optional()
             .map_err(sql_error)
     }
 
@@ -152,6 +205,31 @@ impl Catalog {
                    WHERE type = 'index' AND list.name = sqlite_schema.name AND list.partial LIMIT 1";
         // Where that cannot be told, plans are made with the literals.
         self.mirror.connection.prepare_cached(sql).and_then(|mut statement| statement.exists([])).unwrap_or(true)
+    }
+
+    /// A number that a PRAGMA keeps for the application, and that the router keeps for all shards.
+    pub(crate) fn pragma(&self, sql: &str) -> Result<Option<i64>, Error> {
+        self.storage.query_row(sql, [], |row| row.get(0)).optional().map_err(sql_error)
+    }
+
+    fn read_own_triggers(&mut self) -> Result<BTreeSet<String>, Error> {
+        let triggers: Vec<(String, String)> = {
+            let connection = &self.mirror.connection;
+            let read = || -> rusqlite::Result<Vec<(String, String)>> {
+                connection
+                    .prepare("SELECT name, tbl_name FROM sqlite_schema WHERE type = 'trigger'")?
+                    .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+                    .collect()
+            };
+            read().map_err(sql_error)?
+        };
+        let mut own = BTreeSet::new();
+        for (trigger, table) in triggers {
+            if !self.fires_on_shard(&table)? {
+                own.insert(trigger.to_ascii_lowercase());
+            }
+        }
+        Ok(own)
     }
 
     /// Notes that a schema change is about to go to the shards; returns its version.
@@ -226,11 +304,23 @@ impl Catalog {
         };
         self.mirror.connection.execute_batch(end).map_err(sql_error)?;
         self.tables = taken?;
+        self.automatic = self.automatic_after(change);
+        self.own_triggers = self.read_own_triggers()?;
         Ok(())
     }
 
+    fn automatic_after(&self, change: &Change) -> BTreeSet<String> {
+        let mut automatic = self.automatic.clone();
+        automatic.extend(change.auto.clone());
+        // A renamed table is left where it is.
+        automatic.retain(|name| change.places.contains_key(name));
+        automatic
+    }
+
     fn take_over(&self, version: i64, sql: &str, change: &Change) -> Result<BTreeMap<String, Table>, Error> {
-        self.mirror.connection.execute_batch(sql).map_err(sql_error)?;
+        if change.collected.is_empty() {
+            self.mirror.connection.execute_batch(sql).map_err(sql_error)?;
+        }
         let mut tables = BTreeMap::new();
         for (name, shape) in table::shapes(&self.mirror.connection).map_err(sql_error)? {
             let place = change
@@ -240,11 +330,11 @@ impl Catalog {
             tables.insert(name, place.clone().table(shape));
         }
         // The last thing that may fail.
-        self.save(version, &tables).map_err(sql_error)?;
+        self.save(version, &tables, change).map_err(sql_error)?;
         Ok(tables)
     }
 
-    fn save(&self, version: i64, tables: &BTreeMap<String, Table>) -> rusqlite::Result<()> {
+    fn save(&self, version: i64, tables: &BTreeMap<String, Table>, change: &Change) -> rusqlite::Result<()> {
         let objects = strings(
             &self.mirror.connection,
             "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
@@ -255,6 +345,7 @@ impl Catalog {
         for sql in objects {
             transaction.prepare_cached("INSERT INTO _dosql_objects (sql) VALUES (?1)")?.execute([sql])?;
         }
+        automatic::save(&transaction, &self.automatic_after(change))?;
         for (name, table) in tables {
             let (kind, shard, column) = match table.placement {
                 Placement::Unsharded(shard) => ("unsharded", Some(shard as i64), None),

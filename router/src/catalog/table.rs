@@ -42,6 +42,8 @@ pub(crate) struct Shape {
     pub(crate) columns: Vec<ColumnInfo>,
     /// The column that is the rowid (INTEGER PRIMARY KEY).
     pub(crate) rowid_alias: Option<usize>,
+    /// Whether rows are kept by their primary key alone (WITHOUT ROWID).
+    pub(crate) without_rowid: bool,
     /// The columns of each UNIQUE and PRIMARY KEY constraint or index; `None` stands for an expression.
     pub(crate) unique: Vec<Vec<Option<usize>>>,
     /// Tables its foreign keys refer to, with the (child, parent) columns; a parent without name means its primary key.
@@ -85,6 +87,26 @@ impl Shape {
         self.columns.iter().position(|column| column.name.eq_ignore_ascii_case(name))
     }
 
+    /// What the rowid is called where no column shows it; `None` where one does, or rows have none.
+    pub(crate) fn hidden_rowid(&self) -> Option<&'static str> {
+        if self.without_rowid || self.rowid_alias.is_some() {
+            return None;
+        }
+        ["rowid", "_rowid_", "oid"].into_iter().find(|name| self.column(name).is_none())
+    }
+
+    /// The columns of the primary key, in its order.
+    pub(crate) fn primary_key(&self) -> Vec<usize> {
+        let mut key: Vec<usize> = (0..self.columns.len()).filter(|index| self.columns[*index].key_place > 0).collect();
+        key.sort_by_key(|index| self.columns[*index].key_place);
+        key
+    }
+
+    /// The columns that are given values, in order.
+    pub(crate) fn given(&self) -> Vec<usize> {
+        (0..self.columns.len()).filter(|index| !self.columns[*index].generated).collect()
+    }
+
     /// The first constraint that rows on other shards could break if the table were sharded by `column`.
     pub(crate) fn unenforceable(&self, column: usize) -> Option<String> {
         if let Some(alias) = self.rowid_alias.filter(|alias| *alias != column) {
@@ -101,14 +123,19 @@ impl Shape {
 
 /// The shapes of all tables of a database, by name in lower case.
 pub(crate) fn shapes(connection: &Connection) -> rusqlite::Result<BTreeMap<String, Shape>> {
-    let names: Vec<(String, bool)> = connection
-        .prepare("SELECT name, strict FROM pragma_table_list WHERE schema = 'main' AND type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")?
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+    let names: Vec<(String, bool, bool)> = connection
+        .prepare("SELECT name, strict, wr FROM pragma_table_list WHERE schema = 'main' AND type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
         .collect::<Result<_, _>>()?;
-    names.into_iter().map(|(name, strict)| Ok((name.to_ascii_lowercase(), shape(connection, name, strict)?))).collect()
+    names
+        .into_iter()
+        .map(|(name, strict, without_rowid)| {
+            Ok((name.to_ascii_lowercase(), shape(connection, name, strict, without_rowid)?))
+        })
+        .collect()
 }
 
-fn shape(connection: &Connection, name: String, strict: bool) -> rusqlite::Result<Shape> {
+fn shape(connection: &Connection, name: String, strict: bool, without_rowid: bool) -> rusqlite::Result<Shape> {
     let mut columns: Vec<ColumnInfo> = connection
         .prepare("SELECT name, type, dflt_value, pk, hidden FROM pragma_table_xinfo(?1) ORDER BY cid")?
         .query_map([&name], |row| {
@@ -144,6 +171,7 @@ fn shape(connection: &Connection, name: String, strict: bool) -> rusqlite::Resul
     let rowid_alias = match (keys.next(), keys.next()) {
         (Some((index, column)), None)
             if column.declared_type.eq_ignore_ascii_case("INTEGER")
+                && !without_rowid
                 && !indexes.iter().any(|(_, _, origin)| origin == "pk") =>
         {
             Some(index)
@@ -161,7 +189,7 @@ fn shape(connection: &Connection, name: String, strict: bool) -> rusqlite::Resul
             .columns
             .push((row.get(2)?, row.get(3)?));
     }
-    Ok(Shape { name, columns, rowid_alias, unique, foreign_keys: foreign_keys.into_values().collect() })
+    Ok(Shape { name, columns, rowid_alias, without_rowid, unique, foreign_keys: foreign_keys.into_values().collect() })
 }
 
 /// No pragma tells a column's collation, but an index takes it over.

@@ -3,7 +3,7 @@
 use dosql_proto::{Error, ErrorCode, ExecuteResponse, Statement, StatementResult};
 
 use super::{Scope, Shared};
-use crate::catalog::{Change, Outcome, PendingChange};
+use crate::catalog::{COLLECT, Change, Outcome, PendingChange};
 use crate::plan::AddVindex;
 
 impl Shared {
@@ -19,9 +19,23 @@ impl Shared {
         if let Some(outcome) = self.catalog.borrow().outcome(request_id)? {
             return outcome.map(|()| response(String::new()));
         }
-        let change = match self.rehearse(sql)? {
-            Outcome::Nothing => return Ok(response(String::new())),
-            Outcome::Change(change) => change,
+        let change = loop {
+            match self.rehearse(sql)? {
+                Outcome::Nothing => return Ok(response(String::new())),
+                Outcome::Temporary => {
+                    self.plans.borrow_mut().clear();
+                    return Ok(response(String::new()));
+                }
+                Outcome::Change(change) => break change,
+                Outcome::Collect(tables) => {
+                    let sql = format!("{COLLECT}{}", tables.join(","));
+                    let Outcome::Change(change) = self.rehearse(&sql)? else {
+                        return Err(Error::internal("moving tables changes nothing"));
+                    };
+                    let version = self.catalog.borrow().begin_change(&sql, "")?;
+                    self.apply(version, &sql, &change, call).await?;
+                }
+            }
         };
         let version = self.catalog.borrow().begin_change(sql, request_id)?;
         self.apply(version, sql, &change, call).await
@@ -54,7 +68,9 @@ impl Shared {
                 Ok(Outcome::Change(change)) if undoing => self.undo(version, &change, call).await,
                 Ok(Outcome::Change(change)) => self.apply(version, &sql, &change, call).await.map(|_| ()),
                 // It was accepted before it was logged, on the same schema.
-                Ok(Outcome::Nothing) => Err(Error::internal("the logged schema change changes nothing")),
+                Ok(Outcome::Nothing | Outcome::Temporary | Outcome::Collect(_)) => {
+                    Err(Error::internal("the logged schema change changes nothing"))
+                }
                 Err(error) => Err(error),
             };
             match outcome {
@@ -75,6 +91,7 @@ impl Shared {
 
     /// Sends a logged change to its shards and takes it over; one that a shard refuses is taken back from the others.
     async fn apply(&self, version: i64, sql: &str, change: &Change, call: &Scope) -> Result<ExecuteResponse, Error> {
+        let _collecting = self.collect(version, change, call).await?;
         let (written, refused) = self.send_change(version, change, call).await?;
         if let Some(error) = refused {
             self.catalog.borrow().begin_undo(version, &error)?;
@@ -82,8 +99,12 @@ impl Shared {
             self.catalog.borrow().fail_change(version, &error)?;
             return Err(error);
         }
+        if let Some(fill) = &change.fill {
+            self.fill_table(version, fill, call).await?;
+        }
         self.catalog.borrow_mut().finish_change(version, sql, change)?;
         self.plans.borrow_mut().clear();
+        self.rowids.borrow_mut().clear();
         Ok(response(self.bookmark(written)))
     }
 

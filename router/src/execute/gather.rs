@@ -119,7 +119,7 @@ impl Shared {
     }
 
     /// Moves one shard's rows into the scratch table.
-    async fn fill(
+    pub(super) async fn fill(
         &self,
         scratch: &Connection,
         input: &Input,
@@ -138,7 +138,7 @@ impl Shared {
                 );
                 return Err(Error::new(ErrorCode::TooLarge, message));
             }
-            insert(scratch, &input.insert, &rows).map_err(sql_error)?;
+            insert(scratch, input, &rows).map_err(sql_error)?;
             call.note(|stats| {
                 stats.gathered_rows += rows.len() as u64;
                 stats.gathered_bytes += bytes;
@@ -160,13 +160,24 @@ fn note_footprint(scratch: &Connection, stats: &mut QueryStats) {
     stats.scratch_disk_bytes = stats.scratch_disk_bytes.max(written);
 }
 
-fn insert(scratch: &Connection, sql: &str, rows: &[Row]) -> rusqlite::Result<()> {
-    let mut statement = scratch.prepare_cached(sql)?;
+fn insert(scratch: &Connection, input: &Input, rows: &[Row]) -> rusqlite::Result<()> {
+    let mut statement = scratch.prepare_cached(&input.insert)?;
     for row in rows {
         for (index, value) in row.values.iter().enumerate() {
             statement.raw_bind_parameter(index + 1, Param(value))?;
         }
-        statement.raw_execute()?;
+        match statement.raw_execute() {
+            // Two shards use the same rowid: the router was restarted while a row was on its way. Both rows count.
+            Err(error)
+                if input.has_rowid && error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) =>
+            {
+                statement.raw_bind_parameter(1, rusqlite::types::Null)?;
+                statement.raw_execute()?;
+            }
+            done => {
+                done?;
+            }
+        }
     }
     Ok(())
 }

@@ -2,18 +2,22 @@
 
 mod analyze;
 mod chain;
+mod collect;
 mod cursor;
 mod ddl;
 mod gather;
 mod load;
 mod merge;
 mod read;
+mod rowids;
 mod scope;
 mod shard_rows;
 mod shards;
+mod staged;
 mod write;
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use dosql_actors::{Call, Context};
@@ -49,8 +53,13 @@ pub(crate) struct Shared {
     rotation: Cell<usize>,
     /// Held while a schema change runs.
     changing: Mutex<()>,
-    /// Held while a reference table is written, so that its copies see writes in one order.
+    /// Held while a reference table is written, so that its copies see writes in one order, and while a statement is worked out
+    /// here, so that none is worked out on what another is about to change.
     copying: Mutex<()>,
+    /// Set while tables move to one shard: requests wait.
+    collecting: Cell<bool>,
+    /// The highest rowid of tables whose rowids are given out here.
+    rowids: RefCell<HashMap<String, i64>>,
     max_parallel: usize,
     shard_timeout_ms: u64,
 }
@@ -82,6 +91,8 @@ impl Shared {
             rotation: Cell::new(0),
             changing: Mutex::new(()),
             copying: Mutex::new(()),
+            collecting: Cell::new(false),
+            rowids: RefCell::default(),
             max_parallel,
             shard_timeout_ms,
             context,
@@ -97,6 +108,9 @@ impl Shared {
     /// Typed, for the client.
     pub(crate) async fn answer(self: Rc<Self>, request: RouterRequest, call: Call) -> Result<RouterReply, Error> {
         let request = request.request.ok_or_else(|| Error::invalid("RouterRequest without a request"))?;
+        if self.collecting.get() {
+            drop(self.changing.lock().await);
+        }
         let reply = match request {
             Request::Execute(request) => Reply::Execute(self.execute(request, &call).await?),
             Request::Query(request) => Reply::Rows(self.query(request, &call).await?),
@@ -200,6 +214,10 @@ impl Shared {
     ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
         match &plan.step {
             Step::Catalog { sql } => Ok((self.read_catalog(sql, &statement.params)?, None)),
+            Step::Pragma { sql } => {
+                let value = self.catalog.borrow().pragma(sql)?;
+                Ok((value.map(|value| Row { values: vec![value.into()] }).into_iter().collect(), None))
+            }
             Step::Explain { sql, analyze: true } => {
                 let report = self.analyze(sql, statement.params, scope).await?;
                 Ok((report.lines().map(|line| Row { values: vec![line.into()] }).collect(), None))
@@ -336,6 +354,7 @@ impl Shared {
         let count = self.catalog.borrow().shards.len();
         Ok(match target {
             Target::Shard(shard) => vec![*shard],
+            Target::Nowhere => vec![0],
             Target::All => (0..count).collect(),
             Target::Any => {
                 let next = self.rotation.get();

@@ -6,7 +6,7 @@ use dosql_proto::{Error, ErrorCode, Row, Statement, Value};
 use super::chain::Chain;
 use super::cursor::Cursor;
 use super::{Scope, Shared};
-use crate::plan::Read;
+use crate::plan::{Read, Target};
 use crate::sql_text;
 
 impl Shared {
@@ -58,22 +58,29 @@ impl Shared {
         limit: usize,
         call: &Scope,
     ) -> Result<Vec<Row>, Error> {
+        let whole = match read {
+            Read::Pinned { pins, sql, otherwise } => {
+                let mut shards = Vec::new();
+                for pin in pins {
+                    shards.extend(self.resolve(pin, params)?);
+                }
+                shards.sort_unstable();
+                shards.dedup();
+                (otherwise.is_none() || shards.len() == 1).then_some((shards, sql))
+            }
+            Read::Concatenate { target, sql } => Some((self.resolve(target, params)?, sql)),
+            Read::Merge(_) | Read::Gather(_) => None,
+        };
         // The SELECT's text has the parameters' numbers in the whole statement.
         let (compact, used);
-        let (read, params) = match read {
-            Read::Pinned { pins, sql, otherwise: None } if pins.iter().all(|pin| !pin.needs_parameters()) => {
+        let (read, params) = match whole {
+            Some((shards, sql)) => {
                 let (text, values) = sql_text::compact_parameters(sql, params);
-                compact = Read::Pinned { pins: pins.clone(), sql: text, otherwise: None };
+                compact = Read::Concatenate { target: Target::Shards(shards.into()), sql: text };
                 used = values;
                 (&compact, used.as_slice())
             }
-            Read::Concatenate { target, sql } if !target.needs_parameters() => {
-                let (text, values) = sql_text::compact_parameters(sql, params);
-                compact = Read::Concatenate { target: target.clone(), sql: text };
-                used = values;
-                (&compact, used.as_slice())
-            }
-            other => (other, params),
+            None => (read, params),
         };
         let (mut rows, mut cursor) = self.open(read, params, width, super::MAX_BATCH_BYTES, call).await?;
         let size = |rows: &[Row]| rows.iter().map(prost::Message::encoded_len).sum::<usize>();

@@ -38,7 +38,16 @@ impl Shared {
                     .collect();
                 (parts, *reference)
             }
-            Step::Insert(insert) => (self.insert_parts(insert, params, call).await?, insert.is_reference()),
+            Step::Insert(insert) => match self.insert_parts(insert, params.clone(), call).await? {
+                Some(parts) => (parts, insert.is_reference()),
+                None => {
+                    let staged = insert.otherwise.as_ref().ok_or_else(|| Error::internal("no other way to INSERT"))?;
+                    return self.write_staged(staged, plan.columns.clone(), &params, &request_id, call).await;
+                }
+            },
+            Step::Staged(staged) => {
+                return self.write_staged(staged, plan.columns.clone(), &params, &request_id, call).await;
+            }
             _ => return Err(Error::internal("the plan does not write")),
         };
         let _in_order = match reference {
@@ -52,7 +61,8 @@ impl Shared {
             for one in executed.results {
                 result.rows_affected += one.rows_affected;
                 result.rows.extend(one.rows);
-                if one.last_insert_rowid != 0 {
+                // Where rows went to several shards, the last one has the highest.
+                if one.last_insert_rowid > result.last_insert_rowid || result.last_insert_rowid == 0 {
                     result.last_insert_rowid = one.last_insert_rowid;
                 }
             }
@@ -65,7 +75,7 @@ impl Shared {
     }
 
     /// Sends each shard its part.
-    async fn write_parts(
+    pub(super) async fn write_parts(
         &self,
         parts: Vec<(usize, Vec<Statement>)>,
         request_id: &str,
@@ -82,26 +92,40 @@ impl Shared {
         outcomes.into_iter().collect::<Result<_, Error>>().map_err(|error| partial(error, applied, count))
     }
 
-    /// An INSERT's statements for each shard.
+    /// An INSERT's statements for each shard; `None` where it must be worked out here.
     async fn insert_parts(
         &self,
         insert: &Insert,
         params: Vec<Value>,
         call: &Scope,
-    ) -> Result<Vec<(usize, Vec<Statement>)>, Error> {
+    ) -> Result<Option<Vec<(usize, Vec<Statement>)>>, Error> {
         let count = self.catalog.borrow().shards.len();
         match &insert.source {
-            InsertSource::Values => self.split_values(insert, params, count),
+            InsertSource::Values => self.split_values(insert, params, count, call).await,
             InsertSource::Select { read, width, key } => {
+                if insert.otherwise.is_some() && insert.tree.returning.is_some() {
+                    return Ok(None);
+                }
                 let rows = self.selected(read, &params, *width, call).await?;
+                let mut rowid = match &insert.rowids {
+                    Some(rowids) => Some(self.take_rowids(&rowids.table, rows.len(), call).await?),
+                    None => None,
+                };
                 let mut split: Vec<Vec<Row>> = vec![Vec::new(); count];
                 match (&insert.keys, key) {
                     (Some(keys), Some(key)) => {
-                        for row in rows {
+                        for mut row in rows {
                             let value =
                                 row.values.get(*key).ok_or_else(|| Error::internal("a selected row is too short"))?;
-                            refuse_null(insert, value)?;
-                            split[self.shard_for(value, keys)?].push(row);
+                            if insert.key_is_rowid && value.is_null() {
+                                return Ok(None);
+                            }
+                            let shard = self.shard_for(value, keys)?;
+                            if let Some(rowid) = &mut rowid {
+                                row.values.insert(0, (*rowid).into());
+                                *rowid = rowid.saturating_add(1);
+                            }
+                            split[shard].push(row);
                         }
                     }
                     _ => {
@@ -115,7 +139,8 @@ impl Shared {
                     .enumerate()
                     .filter(|(_, rows)| !rows.is_empty())
                     .map(|(shard, rows)| Ok((shard, chunks(insert, rows, &params)?)))
-                    .collect()
+                    .collect::<Result<_, Error>>()
+                    .map(Some)
             }
         }
     }
@@ -125,19 +150,30 @@ impl Shared {
     }
 
     /// VALUES, row by row.
-    fn split_values(
+    async fn split_values(
         &self,
         insert: &Insert,
         mut params: Vec<Value>,
         count: usize,
-    ) -> Result<Vec<(usize, Vec<Statement>)>, Error> {
+        call: &Scope,
+    ) -> Result<Option<Vec<(usize, Vec<Statement>)>>, Error> {
         let keys = insert.keys.as_ref().ok_or_else(|| Error::internal("VALUES without keys"))?;
         let mut split: Vec<Vec<usize>> = vec![Vec::new(); count];
         // Keys that were evaluated here, so that the shard does not evaluate them to something else.
         let mut evaluated = Vec::new();
+        let mut whole = (&insert.tree, &insert.sql);
+        if let Some(rowids) = &insert.rowids {
+            let first = self.take_rowids(&rowids.table, keys.values.len(), call).await?;
+            params.truncate(rowids.parameters);
+            params.extend((0..keys.values.len() as i64).map(|row| Value::from(first.saturating_add(row))));
+            whole = (&rowids.tree, &rowids.sql);
+        }
+        let (tree, sql) = whole;
         for (row, key) in keys.values.iter().enumerate() {
             let value = self.key_value(key, &params)?;
-            refuse_null(insert, &value)?;
+            if insert.key_is_rowid && value.is_null() {
+                return Ok(None);
+            }
             split[self.shard_for(&value, keys)?].push(row);
             if let KeySource::Expression(text) = key {
                 params.push(value);
@@ -148,9 +184,11 @@ impl Shared {
             split.into_iter().enumerate().filter(|(_, rows)| !rows.is_empty()).collect();
         if evaluated.is_empty() && parts.len() == 1 {
             let (shard, _) = parts.remove(0);
-            return Ok(vec![(shard, vec![Statement { sql: insert.sql.clone(), params }])]);
+            return Ok(Some(vec![(shard, vec![Statement { sql: sql.clone(), params }])]));
         }
-        let tree = &insert.tree;
+        if parts.len() > 1 && insert.otherwise.is_some() && tree.returning.is_some() {
+            return Ok(None);
+        }
         let all = tree.source.as_deref().and_then(rows_of).ok_or_else(|| Error::internal("VALUES without rows"))?;
         parts
             .into_iter()
@@ -173,7 +211,8 @@ impl Shared {
                 let (sql, params) = sql_text::compact_parameters(&tree.to_string(), &params);
                 Ok((shard, vec![Statement { sql, params }]))
             })
-            .collect()
+            .collect::<Result<_, Error>>()
+            .map(Some)
     }
 
     /// Runs several statements as one transaction, which must be on one shard.
@@ -265,12 +304,14 @@ impl Shared {
                     return Err(unsupported("INSERT ... SELECT in a batch is not supported on several shards"));
                 };
                 let parts = self.insert_parts(insert, statement.params.clone(), call).await?;
+                let parts = parts.ok_or_else(across)?;
                 Ok((parts.into_iter().map(|(shard, _)| shard).collect(), false))
             }
+            Step::Staged(_) => Err(across()),
             Step::Ddl { .. } | Step::AddVindex(_) => {
                 Err(unsupported("a schema change in a batch is not supported: send it by itself"))
             }
-            Step::Catalog { .. } | Step::Explain { .. } => {
+            Step::Catalog { .. } | Step::Pragma { .. } | Step::Explain { .. } => {
                 Err(unsupported("PRAGMA, EXPLAIN and sqlite_schema in a batch are not supported"))
             }
         }
@@ -286,17 +327,6 @@ impl Insert {
 
 pub(super) fn across() -> Error {
     unsupported("a batch over several shards is not supported: its statements must all be on one shard")
-}
-
-fn refuse_null(insert: &Insert, value: &Value) -> Result<(), Error> {
-    if insert.key_is_rowid && value.is_null() {
-        let keys = insert.keys.as_ref();
-        let (table, column) = keys.map_or(("", ""), |keys| (keys.table.as_str(), keys.column.as_str()));
-        return Err(unsupported(format!(
-            "generating {table}.{column} is not supported: the table is sharded by it, so INSERT must give its value"
-        )));
-    }
-    Ok(())
 }
 
 /// INSERTs of selected rows, each within SQLite's limit of parameters, with the original's conflict clauses and RETURNING.
@@ -315,7 +345,7 @@ fn chunks(insert: &Insert, rows: Vec<Row>, params: &[Value]) -> Result<Vec<State
             lists.push(format!("({})", places.join(", ")));
             values.extend(row.values);
         }
-        let mut tree = insert.tree.clone();
+        let mut tree = insert.rowids.as_ref().map_or(&insert.tree, |rowids| &rowids.tree).clone();
         let marker = "SELECT _dosql_rows";
         let query = sqlparser::parser::Parser::new(&sqlparser::dialect::SQLiteDialect {})
             .try_with_sql(marker)

@@ -105,27 +105,27 @@ pub(super) fn plan(query: &Query, select: &Select, from: &FromClause<'_>, target
         // SELECT 1 ... HAVING: no column carries anything.
         return None;
     }
-    let table = &from.tables[0];
     let filter = select.selection.as_ref().map(|condition| format!(" WHERE {condition}")).unwrap_or_default();
     let grouping = match pushed_distinct.is_empty() && !merge.groups.is_empty() {
         true => format!(" GROUP BY {}", merge.groups.join(", ")),
         false => String::new(),
     };
-    let alias = match table.alias == table.table.shape.name {
-        true => String::new(),
-        false => format!(" AS {}", crate::sql_text::quote(&table.alias)),
+    let source = match from.tables.as_slice() {
+        [table] if table.alias == table.table.shape.name => crate::sql_text::quote(&table.alias),
+        [table] => {
+            format!("{} AS {}", crate::sql_text::quote(&table.table.shape.name), crate::sql_text::quote(&table.alias))
+        }
+        _ => select.from.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
     };
+    let names: Vec<&str> = from.tables.iter().map(|table| table.table.shape.name.as_str()).collect();
     let places = vec!["?"; definitions.len()].join(", ");
     let input = Input {
-        table: table.table.shape.name.clone(),
+        table: names.join(", "),
         target,
-        sql: format!(
-            "SELECT {pushed_distinct}{} FROM {}{alias}{filter}{grouping}",
-            pushed.join(", "),
-            crate::sql_text::quote(&table.table.shape.name)
-        ),
+        sql: format!("SELECT {pushed_distinct}{} FROM {source}{filter}{grouping}", pushed.join(", ")),
         create: format!("CREATE TABLE {PARTIAL} ({})", definitions.join(", ")),
         insert: format!("INSERT INTO {PARTIAL} VALUES ({places})"),
+        has_rowid: false,
     };
     Some(Gather {
         kind: GatherKind::Aggregate,
@@ -168,8 +168,8 @@ fn group_term(term: &Expr, select: &Select, from: &FromClause<'_>) -> Option<Exp
 
 /// How the scratch column of a grouping expression is declared, so that it compares as the expression does.
 fn group_column(term: &Expr, from: &FromClause<'_>) -> Option<String> {
-    if let Some((_, index)) = predicate::column_of(term, &from.tables) {
-        let column = &from.tables[0].table.shape.columns[index];
+    if let Some((table, index)) = predicate::column_of(term, &from.tables) {
+        let column = &from.tables[table].table.shape.columns[index];
         let declared = match column.affinity {
             Affinity::Blob => "",
             Affinity::Text => " TEXT",
@@ -185,7 +185,7 @@ fn group_column(term: &Expr, from: &FromClause<'_>) -> Option<String> {
         _ => false,
     };
     let collated = any_expression(term, |part| matches!(part, Expr::Collate { .. }));
-    (plain && !collated && predicate::belongs_to(term, &from.tables, 0)).then(String::new)
+    (plain && !collated && predicate::is_local(term, &from.tables)).then(String::new)
 }
 
 /// The expression as text with every column in one spelling.
@@ -195,9 +195,13 @@ fn normalised(expression: &Expr, from: &FromClause<'_>) -> String {
         other => other.clone(),
     };
     let _: ControlFlow<()> = visit_expressions_mut(&mut expression, |part| {
-        if let Some((_, index)) = predicate::column_of(part, &from.tables) {
-            let name = from.tables[0].table.shape.columns[index].name.clone();
-            *part = Expr::Identifier(Ident::with_quote('"', name));
+        if let Some((table, index)) = predicate::column_of(part, &from.tables) {
+            let item = &from.tables[table];
+            let name = Ident::with_quote('"', item.table.shape.columns[index].name.clone());
+            *part = match from.tables.len() {
+                1 => Expr::Identifier(name),
+                _ => Expr::CompoundIdentifier(vec![Ident::with_quote('"', item.alias.clone()), name]),
+            };
         }
         ControlFlow::Continue(())
     });
@@ -237,7 +241,7 @@ impl Merge<'_> {
             _ => return None,
         };
         if let Some(argument) = argument
-            && (!predicate::belongs_to(argument, &self.from.tables, 0)
+            && (!predicate::is_local(argument, &self.from.tables)
                 || any_expression(argument, |part| {
                     matches!(part, Expr::Collate { .. })
                         || matches!(part, Expr::Function(inner) if aggregate_name(inner).is_some())
@@ -260,15 +264,16 @@ impl Merge<'_> {
             }
             "min" | "max" => {
                 let column = argument.and_then(|argument| predicate::column_of(argument, &self.from.tables));
-                let collation = column
-                    .map_or(Collation::Binary, |(_, index)| self.from.tables[0].table.shape.columns[index].collation);
+                let collation = column.map_or(Collation::Binary, |(table, index)| {
+                    self.from.tables[table].table.shape.columns[index].collation
+                });
                 // An expression over a column with a collation of its own may carry that along.
                 let carried = column.is_none()
-                    && self.from.tables[0]
-                        .table
-                        .shape
-                        .columns
+                    && self
+                        .from
+                        .tables
                         .iter()
+                        .flat_map(|table| &table.table.shape.columns)
                         .any(|column| column.collation != Collation::Binary);
                 if carried {
                     return None;

@@ -8,6 +8,7 @@ use sqlparser::dialect::SQLiteDialect;
 use sqlparser::parser::Parser;
 
 use super::predicate::{self, FromClause};
+use super::staged::{self, Needed, Staged};
 use super::{KeySource, Keys, Read, Step, Target, parse, select};
 use crate::catalog::{Catalog, Placement, Prepared, Table, unsupported};
 use crate::sql_text;
@@ -27,6 +28,21 @@ pub(crate) struct Insert {
     pub(crate) target: Target,
     /// Whether the key is the INTEGER PRIMARY KEY, which SQLite would choose where it is NULL.
     pub(crate) key_is_rowid: bool,
+    /// Where the router gives rows their rowids.
+    pub(crate) rowids: Option<Rowids>,
+    /// What is done instead where the key is to be chosen or rows of several shards are returned.
+    pub(crate) otherwise: Option<Staged>,
+}
+
+/// How rows of an INSERT get rowids that no column shows.
+#[derive(Debug)]
+pub(crate) struct Rowids {
+    pub(crate) table: String,
+    /// The first of the statement's columns is the rowid, and of each row's values a parameter after the statement's own.
+    pub(crate) tree: ast::Insert,
+    pub(crate) sql: String,
+    /// The statement's own parameters.
+    pub(crate) parameters: usize,
 }
 
 /// Where an INSERT's rows come from.
@@ -42,19 +58,23 @@ pub(crate) enum InsertSource {
 pub(super) fn plan(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Result<Step, Error> {
     let uses = &prepared.uses;
     let everywhere = |shard| Step::Write { target: Target::Shard(shard), sql: sql.to_owned(), reference: false };
-    let written: BTreeSet<&String> = uses.inserts.iter().chain(uses.updates.keys()).chain(&uses.deletes).collect();
-    let mut changed = Vec::new();
-    for name in written {
-        match catalog.table(name) {
-            Some(table) => changed.push(table),
-            None => return Err(unsupported(format!("writing to {name} is not supported"))),
-        }
-    }
-    let Some(target) = changed.first().copied() else {
-        return Err(unsupported("this statement is not supported: it neither reads nor writes a table"));
+    let stage = |target: Option<&str>, needed: &Needed| {
+        Ok(Step::Staged(Box::new(staged::plan(sql, catalog, prepared, target, needed)?)))
     };
-    if catalog.shards.len() == 1 {
+    let written: BTreeSet<&String> = uses.inserts.iter().chain(uses.updates.keys()).chain(&uses.deletes).collect();
+    if written.is_empty() {
+        return Err(unsupported("this statement is not supported: it neither reads nor writes a table"));
+    }
+    let through_temporary = uses.through.iter().any(|view| catalog.temporary.contains(view));
+    if catalog.shards.len() == 1 && !through_temporary {
         return Ok(everywhere(0));
+    }
+    let changed: Vec<&Table> = written.iter().filter_map(|name| catalog.table(name)).collect();
+    // A view's INSTEAD OF triggers, and those that are not on the shards, fire where the statement is worked out.
+    let fires = uses.through.iter().any(|trigger| catalog.own_triggers.contains(trigger));
+    let Some(target) = changed.first().copied() else { return stage(None, &Needed::All) };
+    if fires || through_temporary || changed.len() < written.len() {
+        return stage(None, &Needed::All);
     }
     let read: Vec<&Table> = uses.reads.keys().filter_map(|name| catalog.table(name)).collect();
     // One shard has everything the statement touches.
@@ -64,28 +84,82 @@ pub(super) fn plan(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Result<
             return Ok(everywhere(shard));
         }
     }
-    if let Some(other) = changed.iter().find(|table| table.shape.name != target.shape.name) {
-        return Err(unsupported(format!(
-            "writing to tables {} and {} in one statement is not supported: they are not on one shard",
-            target.shape.name, other.shape.name
-        )));
-    }
-    if let Placement::Sharded(column) = target.placement {
-        let column = &target.shape.columns[column].name;
-        if uses.updates.values().any(|columns| columns.iter().any(|updated| updated.eq_ignore_ascii_case(column))) {
-            return Err(unsupported(format!(
-                "updating {column} is not supported: table {} is sharded by it; delete the row and insert it anew",
-                target.shape.name
-            )));
-        }
+    if changed.len() > 1 {
+        return stage(None, &Needed::All);
     }
     let numbered = sql_text::number_parameters(sql);
-    let tree = parse(&numbered);
-    if uses.inserts.is_empty() {
-        change(sql, catalog, prepared, target, &read, tree.as_ref())
+    let tree = parse(&sql_text::without_index_hints(&numbered));
+    let routed = if uses.inserts.is_empty() {
+        change(sql, catalog, prepared, target, &read, tree.as_ref())?
     } else {
-        insert(sql, catalog, prepared, target, tree)
+        insert(sql, catalog, prepared, target, tree.clone())?
+    };
+    match routed {
+        Some(step) => Ok(step),
+        None => stage(Some(&target.shape.name), &needed(catalog, prepared, target, tree.as_ref())),
     }
+}
+
+/// What of the table that is changed is needed to work a statement out.
+fn needed(catalog: &Catalog, prepared: &Prepared, target: &Table, tree: Option<&Ast>) -> Needed {
+    let Some(tree) = tree else { return Needed::All };
+    let tied = !target.shape.foreign_keys.is_empty()
+        || catalog.tables.values().any(|table| {
+            table.shape.foreign_keys.iter().any(|key| key.parent.eq_ignore_ascii_case(&target.shape.name))
+        });
+    if tied || !prepared.uses.through.is_empty() || predicate::mentions(tree, &target.shape.name) > 1 {
+        return Needed::All;
+    }
+    match tree {
+        Ast::Insert(insert)
+            if insert.on.is_none()
+                && insert.or.is_none()
+                && !insert.replace_into
+                && (target.shape.hidden_rowid().is_some() || target.shape.rowid_alias.is_some())
+                && !prepared.uses.reads.keys().any(|name| name.eq_ignore_ascii_case(&target.shape.name)) =>
+        {
+            Needed::Last
+        }
+        Ast::Update(update) if update.or.is_none() && update.from.is_none() => {
+            matching(catalog, &update.table, update.selection.as_ref())
+        }
+        Ast::Delete(delete) => match &delete.from {
+            FromTable::WithFromKeyword(items) | FromTable::WithoutKeyword(items) => match items.as_slice() {
+                [item] => matching(catalog, item, delete.selection.as_ref()),
+                _ => Needed::All,
+            },
+        },
+        _ => Needed::All,
+    }
+}
+
+/// The rows that a condition of their own table picks.
+fn matching(catalog: &Catalog, item: &ast::TableWithJoins, selection: Option<&Expr>) -> Needed {
+    if !item.joins.is_empty() {
+        return Needed::All;
+    }
+    let Some(table) = predicate::base_table(&item.relation, catalog) else { return Needed::All };
+    let renamed = match table.alias == table.table.shape.name {
+        true => String::new(),
+        false => format!(" AS {}", sql_text::quote(&table.alias)),
+    };
+    let mut from = FromClause { tables: vec![table], conjuncts: Vec::new() };
+    if let Some(selection) = selection {
+        predicate::split(selection, &mut from.conjuncts);
+    }
+    let conditions: Vec<String> = from
+        .conjuncts
+        .iter()
+        .filter(|conjunct| predicate::belongs_to(conjunct, &from.tables, 0))
+        .map(|conjunct| format!("({conjunct})"))
+        .collect();
+    let target = match from.tables[0].table.placement {
+        Placement::Unsharded(shard) => Target::Shard(shard),
+        Placement::Reference => Target::Any,
+        Placement::Sharded(_) => predicate::target(&from.tables, 0, &from.conjuncts),
+    };
+    let filter = if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
+    Needed::Matching(target, format!("{renamed}{filter}"))
 }
 
 /// UPDATE and DELETE.
@@ -96,37 +170,61 @@ fn change(
     target: &Table,
     read: &[&Table],
     tree: Option<&Ast>,
-) -> Result<Step, Error> {
+) -> Result<Option<Step>, Error> {
     let name = &target.shape.name;
-    let elsewhere = read.iter().find(|table| table.shape.name != *name && table.placement != Placement::Reference);
-    if let Some(other) = elsewhere {
-        return Err(unsupported(format!(
-            "changing table {name} by rows of table {} is not supported: they are not on one shard",
-            other.shape.name
-        )));
+    // A view may read the table itself, or others.
+    if !prepared.uses.through.is_empty() {
+        return Ok(None);
+    }
+    if read.iter().any(|table| table.shape.name != *name && table.placement != Placement::Reference) {
+        return Ok(None);
+    }
+    // The row may have to go to another shard; rowids that are hidden are unique across shards.
+    let moves = |updated: &String| match target.placement {
+        Placement::Sharded(column) => {
+            updated.eq_ignore_ascii_case(&target.shape.columns[column].name)
+                || (updated == "ROWID" && target.shape.column("ROWID").is_none())
+        }
+        _ => false,
+    };
+    if prepared.uses.updates.values().flatten().any(moves) {
+        return Ok(None);
     }
     let times = match tree {
         Some(tree) => predicate::mentions(tree, name),
         None => 1 + usize::from(sql_text::has_word(sql, |word| word.eq_ignore_ascii_case("SELECT"))),
     };
     if target.placement == Placement::Reference {
-        if prepared.uses.volatile() {
-            return Err(unsupported(format!(
-                "random values in reference table {name} are not supported: its copies would differ"
-            )));
+        if prepared.uses.volatile() || tells_time(prepared, sql) {
+            return Ok(None);
         }
-        return Ok(Step::Write { target: Target::All, sql: sql.to_owned(), reference: true });
+        return Ok(Some(Step::Write { target: Target::All, sql: sql.to_owned(), reference: true }));
     }
     if times > 1 && matches!(target.placement, Placement::Sharded(_)) {
-        return Err(unsupported(format!(
-            "changing table {name} by a subquery on itself is not supported: its rows are on several shards"
-        )));
+        return Ok(None);
     }
     let target = match target.placement {
         Placement::Unsharded(shard) => Target::Shard(shard),
         _ => tree.and_then(|tree| pinned(tree, catalog)).unwrap_or_else(|| predicate::everywhere(target)),
     };
-    Ok(Step::Write { target, sql: sql.to_owned(), reference: false })
+    Ok(Some(Step::Write { target, sql: sql.to_owned(), reference: false }))
+}
+
+/// Whether the statement may ask what time it is, which copies of a row must not be told differently.
+fn tells_time(prepared: &Prepared, sql: &str) -> bool {
+    const CLOCKS: [&str; 9] = [
+        "date",
+        "time",
+        "datetime",
+        "julianday",
+        "unixepoch",
+        "strftime",
+        "timediff",
+        "current_timestamp",
+        "current_date",
+    ];
+    prepared.uses.functions.iter().any(|function| CLOCKS.contains(&function.as_str()) || function == "current_time")
+        || sql_text::has_word(sql, |word| word.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("CURRENT_")))
 }
 
 /// The shards of the rows that an UPDATE's or DELETE's WHERE allows.
@@ -149,15 +247,25 @@ fn pinned(tree: &Ast, catalog: &Catalog) -> Option<Target> {
     Some(predicate::target(&from.tables, 0, &from.conjuncts))
 }
 
-fn insert(sql: &str, catalog: &Catalog, prepared: &Prepared, target: &Table, tree: Option<Ast>) -> Result<Step, Error> {
-    let name = &target.shape.name;
-    let Some(Ast::Insert(tree)) = tree else {
-        return Err(unsupported(format!("this form of INSERT into table {name} is not supported")));
-    };
+fn insert(
+    sql: &str,
+    catalog: &Catalog,
+    prepared: &Prepared,
+    target: &Table,
+    tree: Option<Ast>,
+) -> Result<Option<Step>, Error> {
+    let Some(Ast::Insert(tree)) = tree else { return Ok(None) };
     if !matches!(tree.table, TableObject::TableName(_)) || tree.table_alias.is_some() && tree.on.is_none() {
-        return Err(unsupported(format!("this form of INSERT into table {name} is not supported")));
+        return Ok(None);
     }
-    let columns = inserted_columns(&tree, target)?;
+    let Some(columns) = inserted_columns(&tree, target) else { return Ok(None) };
+    // An UPSERT that moves rows to other shards.
+    if let Placement::Sharded(column) = target.placement
+        && let Some(updated) = prepared.uses.updates.values().next()
+        && updated.iter().any(|updated| updated.eq_ignore_ascii_case(&target.shape.columns[column].name))
+    {
+        return Ok(None);
+    }
     let key = match target.placement {
         Placement::Sharded(column) => Some((column, columns.iter().position(|inserted| *inserted == column))),
         _ => None,
@@ -171,39 +279,53 @@ fn insert(sql: &str, catalog: &Catalog, prepared: &Prepared, target: &Table, tre
             _ => Target::All,
         },
         key_is_rowid: key.is_some_and(|(column, _)| target.shape.rowid_alias == Some(column)),
+        rowids: None,
+        otherwise: None,
         tree,
     };
+    if key.is_some() && columns.contains(&usize::MAX) {
+        // Rowids are unique across shards.
+        return Ok(None);
+    }
     let source = step.tree.source.clone();
     match source.as_deref() {
         Some(query) if rows_of(query).is_none() => {
-            let (read, width) = source_read(sql, query, catalog, prepared)?;
+            // What a conflict clause or RETURNING reads would be reckoned among what the SELECT reads.
+            if target.placement == Placement::Reference && (prepared.uses.volatile() || tells_time(prepared, sql)) {
+                return Ok(None);
+            }
+            let Some(read) = source_read(sql, query, catalog, prepared)? else { return Ok(None) };
+            let width = columns.len();
             let place = match key {
                 None => None,
                 Some((_, Some(place))) => Some(place),
-                Some((column, None)) => {
-                    return Err(unsupported(format!(
-                        "INSERT ... SELECT into table {name} without its sharding column {} is not supported",
-                        target.shape.columns[column].name
-                    )));
-                }
+                Some((_, None)) => return Ok(None),
             };
+            if step.tree.returning.is_some() && key.is_some() || step.key_is_rowid {
+                step.otherwise = Some(staged::plan(
+                    sql,
+                    catalog,
+                    prepared,
+                    Some(&target.shape.name),
+                    &needed(catalog, prepared, target, Some(&Ast::Insert(step.tree.clone()))),
+                )?);
+            }
             if let Some((column, _)) = key {
                 step.keys = predicate::keys(target, column, Vec::new());
+                step.rowids = rowids(&step.tree, target, prepared.parameter_count);
             }
             step.source = InsertSource::Select { read, width, key: place };
         }
         source => {
             if predicate::queries(&step.tree) > usize::from(source.is_some()) {
-                return Err(unsupported(format!("subqueries in INSERT into table {name} are not supported")));
+                return Ok(None);
             }
-            if target.placement == Placement::Reference && prepared.uses.volatile() {
-                return Err(unsupported(format!(
-                    "random values in reference table {name} are not supported: its copies would differ"
-                )));
+            if target.placement == Placement::Reference && (prepared.uses.volatile() || tells_time(prepared, sql)) {
+                return Ok(None);
             }
             let Some((column, place)) = key else {
                 let reference = target.placement == Placement::Reference;
-                return Ok(Step::Write { target: step.target, sql: sql.to_owned(), reference });
+                return Ok(Some(Step::Write { target: step.target, sql: sql.to_owned(), reference }));
             };
             let values = match (source.and_then(rows_of), place) {
                 (Some(rows), Some(place)) => rows
@@ -218,10 +340,53 @@ fn insert(sql: &str, catalog: &Catalog, prepared: &Prepared, target: &Table, tre
                 (Some(rows), None) => vec![column_default(target, column)?; rows.len()],
                 (None, _) => vec![column_default(target, column)?],
             };
+            if step.tree.returning.is_some() && values.len() > 1 || step.key_is_rowid {
+                step.otherwise = Some(staged::plan(
+                    sql,
+                    catalog,
+                    prepared,
+                    Some(&target.shape.name),
+                    &needed(catalog, prepared, target, Some(&Ast::Insert(step.tree.clone()))),
+                )?);
+            }
             step.keys = predicate::keys(target, column, values);
+            step.rowids = rowids(&step.tree, target, prepared.parameter_count);
         }
     }
-    Ok(Step::Insert(Box::new(step)))
+    Ok(Some(Step::Insert(Box::new(step))))
+}
+
+/// The INSERT with rowids, where the table's are hidden.
+fn rowids(tree: &ast::Insert, target: &Table, parameters: usize) -> Option<Rowids> {
+    let rowid = target.shape.hidden_rowid()?;
+    let mut tree = tree.clone();
+    let name = |name: &str| ast::ObjectName::from(vec![ast::Ident::new(name)]);
+    if tree.columns.is_empty() && tree.source.is_some() {
+        let quoted = |index: usize| name(&sql_text::quote(&target.shape.columns[index].name));
+        tree.columns = target.shape.given().into_iter().map(quoted).collect();
+    }
+    match tree.source.as_mut().map(|source| source.body.as_mut()) {
+        Some(SetExpr::Values(values)) => {
+            for (row, values) in values.rows.iter_mut().enumerate() {
+                values.content.insert(0, placeholder(parameters + row + 1));
+            }
+        }
+        // The rows that are selected take its place.
+        Some(_) => {}
+        None => {
+            let query = Parser::new(&SQLiteDialect {})
+                .try_with_sql(&format!("VALUES (?{})", parameters + 1))
+                .and_then(|mut parser| parser.parse_query())
+                .ok()?;
+            tree.source = Some(query);
+        }
+    }
+    tree.columns.insert(0, name(rowid));
+    Some(Rowids { table: target.shape.name.to_ascii_lowercase(), sql: tree.to_string(), tree, parameters })
+}
+
+fn placeholder(number: usize) -> Expr {
+    Expr::value(ast::Value::Placeholder(format!("?{number}")))
 }
 
 /// The rows of VALUES; `None` for a SELECT.
@@ -235,10 +400,10 @@ pub(crate) fn rows_of(query: &Query) -> Option<&Vec<ast::Parens<Vec<Expr>>>> {
 }
 
 /// The columns an INSERT gives values for, in the order of the values.
-fn inserted_columns(tree: &ast::Insert, target: &Table) -> Result<Vec<usize>, Error> {
+fn inserted_columns(tree: &ast::Insert, target: &Table) -> Option<Vec<usize>> {
     let shape = &target.shape;
     if tree.columns.is_empty() {
-        return Ok((0..shape.columns.len()).filter(|index| !shape.columns[*index].generated).collect());
+        return Some(shape.given());
     }
     tree.columns
         .iter()
@@ -246,31 +411,24 @@ fn inserted_columns(tree: &ast::Insert, target: &Table) -> Result<Vec<usize>, Er
             let name = predicate::table_name(column).unwrap_or_default();
             let rowid = ["rowid", "oid", "_rowid_"].iter().any(|known| name.eq_ignore_ascii_case(known));
             match shape.column(&name) {
-                Some(index) => Ok(index),
+                Some(index) => Some(index),
                 // A place that no column has.
-                None if rowid => Ok(shape.rowid_alias.unwrap_or(usize::MAX)),
-                None => Err(unsupported(format!("this form of INSERT into table {} is not supported", shape.name))),
+                None if rowid => Some(shape.rowid_alias.unwrap_or(usize::MAX)),
+                None => None,
             }
         })
         .collect()
 }
 
 /// The reading part of INSERT ... SELECT.
-fn source_read(sql: &str, query: &Query, catalog: &Catalog, prepared: &Prepared) -> Result<(Read, usize), Error> {
+fn source_read(sql: &str, query: &Query, catalog: &Catalog, prepared: &Prepared) -> Result<Option<Read>, Error> {
     let mut source = prepared.clone();
     // Compiling the SELECT again would need the mirror; what it touches is what the INSERT reads.
     source.uses.inserts.clear();
     if sql_text::leading_words(sql, 1).first().is_some_and(|word| word == "WITH") {
-        return Err(unsupported("WITH before INSERT is not supported on several shards: put it after INTO"));
+        return Ok(None);
     }
-    let text = query.to_string();
-    let width = match query.body.as_ref() {
-        SetExpr::Select(select) if select.projection.iter().all(|item| select::item_parts(item).is_some()) => {
-            select.projection.len()
-        }
-        _ => 0,
-    };
-    Ok((select::read(&text, catalog, &source)?, width))
+    Ok(Some(select::read(&query.to_string(), catalog, &source)?))
 }
 
 /// What a column gets that is given no value; it must be a constant.

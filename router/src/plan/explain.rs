@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::{
-    AddVindex, Gather, GatherKind, Insert, InsertSource, KeyBound, KeySource, Keys, Limit, Plan, Read, Step, Target,
+    AddVindex, Gather, GatherKind, Insert, InsertSource, KeyBound, KeySource, Keys, Limit, Plan, Read, Staged, Step,
+    Target,
 };
 use dosql_proto::value::Kind;
 
@@ -76,7 +77,29 @@ impl Text<'_> {
                 route
             }
             Step::Insert(insert) => self.insert(insert),
+            Step::Pragma { sql } => {
+                self.line(0, "pragma: the router keeps the number");
+                self.line(1, &format!("sql: {sql}"));
+                "catalog"
+            }
+            Step::Staged(staged) => self.staged(staged),
         }
+    }
+
+    fn staged(&mut self, staged: &Staged) -> &'static str {
+        self.line(0, "work out, then write what changed to the shards of its rows");
+        for input in &staged.inputs {
+            self.line(1, &format!("read {} ({})", input.table, route_of(&input.target)));
+            self.target(2, &input.target);
+            self.line(2, &format!("sql: {}", input.sql));
+        }
+        for table in &staged.tables {
+            self.line(1, &format!("change {} ({})", table.name, route_of(&table.target)));
+            self.target(2, &table.target);
+            self.line(2, &format!("sql: {}", table.select));
+        }
+        self.line(1, &format!("run: {}", staged.sql));
+        "staged"
     }
 
     fn insert(&mut self, insert: &Insert) -> &'static str {
@@ -217,6 +240,7 @@ impl Text<'_> {
 fn route_of(target: &Target) -> &'static str {
     match target {
         Target::Shard(_) => "unsharded",
+        Target::Nowhere => "none",
         Target::Any => "reference",
         Target::All | Target::Shards(_) => "scatter",
         Target::Range(_) => "range",

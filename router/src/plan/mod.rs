@@ -9,11 +9,14 @@ mod explain;
 mod merge;
 mod predicate;
 mod select;
+mod staged;
+
+use std::ops::ControlFlow;
 
 use std::rc::Rc;
 
 use dosql_proto::{Column, Error, ErrorCode, Value};
-use sqlparser::ast::Statement as Ast;
+use sqlparser::ast::{Expr, Statement as Ast, UnaryOperator, visit_expressions_mut};
 use sqlparser::dialect::SQLiteDialect;
 use sqlparser::parser::Parser;
 
@@ -23,6 +26,7 @@ pub(crate) use dml::{Insert, InsertSource, column_default, rows_of};
 pub(crate) use explain::{Explained, explain};
 pub(crate) use merge::{Limit, Merge, SortKey};
 pub(crate) use predicate::keys;
+pub(crate) use staged::{Home, Staged, StagedTable};
 
 use crate::affinity::{Affinity, Collation};
 use crate::catalog::unsupported;
@@ -55,6 +59,10 @@ pub(crate) enum Step {
         sql: String,
         analyze: bool,
     },
+    /// A number that the router keeps for all shards (PRAGMA user_version, ...).
+    Pragma {
+        sql: String,
+    },
     Read(Read),
     /// Sent as it is to the shards that hold what it changes.
     Write {
@@ -64,6 +72,8 @@ pub(crate) enum Step {
     },
     /// An INSERT whose rows go to different shards.
     Insert(Box<Insert>),
+    /// Worked out in a scratch database.
+    Staged(Box<Staged>),
     /// A schema change.
     Ddl {
         sql: String,
@@ -118,6 +128,8 @@ pub(crate) struct Input {
     pub(crate) sql: String,
     pub(crate) create: String,
     pub(crate) insert: String,
+    /// Whether the first value of a row is its rowid.
+    pub(crate) has_rowid: bool,
 }
 
 /// Which shards.
@@ -129,6 +141,8 @@ pub(crate) enum Target {
     All,
     /// These, in order.
     Shards(Rc<[usize]>),
+    /// None has such rows. One is asked, whose answer is what there is to say of no rows.
+    Nowhere,
     /// Those that these keys mean.
     Keys(Keys),
     /// Those that hold keys between these bounds.
@@ -205,8 +219,15 @@ impl Plan {
             return Ok(Self { columns: Vec::new(), parameter_count: 0, step });
         }
         refuse(first, &words)?;
+        if first == "PRAGMA" && words.get(1).is_some_and(|name| KEPT_PRAGMAS.contains(&name.as_str())) {
+            // Prepared so that it cannot be anything else; the mirror's own number is nobody's.
+            let Prepared { columns, parameter_count, .. } = catalog.mirror.prepare(sql)?;
+            return Ok(Self { columns, parameter_count, step: Step::Pragma { sql: sql.to_owned() } });
+        }
         let prepared = catalog.mirror.prepare(sql)?;
-        let step = if first == "EXPLAIN" || first == "PRAGMA" {
+        let step = if let Some(target) = maintained(first, sql, catalog)? {
+            Step::Write { target, sql: sql.to_owned(), reference: true }
+        } else if first == "EXPLAIN" || first == "PRAGMA" {
             Step::Catalog { sql: sql.to_owned() }
         } else if matches!(first, "CREATE" | "DROP" | "ALTER") {
             Step::Ddl { sql: sql.to_owned() }
@@ -223,6 +244,27 @@ impl Plan {
     pub(crate) fn cacheable(&self) -> bool {
         !matches!(self.step, Step::Ddl { .. } | Step::AddVindex(_))
     }
+}
+
+/// PRAGMAs for the application's own use.
+const KEPT_PRAGMAS: [&str; 2] = ["USER_VERSION", "APPLICATION_ID"];
+
+/// The shards that ANALYZE and REINDEX go to.
+fn maintained(first: &str, sql: &str, catalog: &Catalog) -> Result<Option<Target>, Error> {
+    if !matches!(first, "ANALYZE" | "REINDEX") {
+        return Ok(None);
+    }
+    let name = sql_text::names_after(sql, 1).pop();
+    let table = match &name {
+        Some(name) => {
+            catalog.table_of_index(name)?.or_else(|| catalog.table(name).map(|table| table.shape.name.clone()))
+        }
+        None => None,
+    };
+    Ok(Some(match table.and_then(|name| catalog.table(&name)).map(|table| &table.placement) {
+        Some(Placement::Unsharded(shard)) => Target::Shard(*shard),
+        _ => Target::All,
+    }))
 }
 
 /// Refuses statements by their first words.
@@ -244,10 +286,10 @@ fn refuse(first: &str, words: &[String]) -> Result<(), Error> {
         "BEGIN" | "COMMIT" | "END" | "ROLLBACK" | "SAVEPOINT" | "RELEASE" => Err(unsupported(format!(
             "{first} is not supported: a statement is a transaction; send several as one Batch"
         ))),
-        "ATTACH" | "DETACH" | "VACUUM" | "ANALYZE" | "REINDEX" => Err(unsupported(format!("{first} is not supported"))),
+        "ATTACH" | "DETACH" | "VACUUM" => Err(unsupported(format!("{first} is not supported"))),
         "PRAGMA" => {
             let name = words.get(1).map_or("", String::as_str);
-            if READING_PRAGMAS.contains(&name) {
+            if READING_PRAGMAS.contains(&name) || KEPT_PRAGMAS.contains(&name) {
                 Ok(())
             } else {
                 Err(unsupported(format!("PRAGMA {} is not supported", name.to_ascii_lowercase())))
@@ -269,10 +311,20 @@ fn parse(numbered: &str) -> Option<Ast> {
         .ok()?
         .parse_statements()
         .ok()?;
-    match statements.len() {
-        1 => statements.pop(),
-        _ => None,
-    }
+    let mut statement = match statements.len() {
+        1 => statements.pop()?,
+        _ => return None,
+    };
+    // Written out again, one minus right after another would begin a comment.
+    let _: ControlFlow<()> = visit_expressions_mut(&mut statement, |expression| {
+        if let Expr::UnaryOp { op: UnaryOperator::Minus, expr } = expression
+            && matches!(**expr, Expr::UnaryOp { op: UnaryOperator::Minus, .. })
+        {
+            **expr = Expr::Nested(Box::new((**expr).clone()));
+        }
+        ControlFlow::Continue(())
+    });
+    Some(statement)
 }
 
 /// The placements of the tables a statement reads.

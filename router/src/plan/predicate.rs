@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
-use dosql_proto::Value;
+use dosql_proto::{Value, value::Kind};
 use sqlparser::ast::{
     BinaryOperator, Expr, FunctionArguments, Ident, JoinConstraint, JoinOperator, ObjectName, Query, Select,
     TableFactor, UnaryOperator, Value as Literal, Visit, Visitor, visit_expressions, visit_relations,
@@ -32,6 +32,8 @@ pub(super) struct FromClause<'a> {
 /// A SELECT's FROM and WHERE; `None` where something other than base tables is read from.
 pub(super) fn from_clause<'a>(select: &Select, catalog: &'a Catalog) -> Option<FromClause<'a>> {
     let mut from = FromClause { tables: Vec::new(), conjuncts: Vec::new() };
+    // Whether a RIGHT or FULL join may keep rows that no other condition of ON holds for; WHERE always does.
+    let mut outer = false;
     for item in &select.from {
         from.tables.push(base_table(&item.relation, catalog)?);
         for join in &item.joins {
@@ -47,19 +49,17 @@ pub(super) fn from_clause<'a>(select: &Select, catalog: &'a Catalog) -> Option<F
                 _ => {
                     from.tables.iter_mut().for_each(|table| table.nullable = true);
                     table.nullable = true;
+                    outer = true;
                     None
                 }
             };
             from.tables.push(table);
             if let Some(JoinConstraint::On(condition)) = constraint {
-                // With a RIGHT or FULL join after it the condition does not hold for every row; WHERE always does.
-                if from.tables.iter().all(|table| !table.nullable) {
-                    split(condition, &mut from.conjuncts);
-                }
+                split(condition, &mut from.conjuncts);
             }
         }
     }
-    if from.tables.iter().any(|table| table.nullable) {
+    if outer {
         from.conjuncts.clear();
     }
     if let Some(condition) = &select.selection {
@@ -216,10 +216,103 @@ pub(crate) fn keys(table: &Table, column: usize, values: Vec<KeySource>) -> Opti
 
 /// The shards that may hold rows of a sharded table that satisfy the conjuncts.
 pub(super) fn target(tables: &[FromTable<'_>], table: usize, conjuncts: &[Expr]) -> Target {
+    if impossible(conjuncts) {
+        return Target::Nowhere;
+    }
     pin(tables, table, conjuncts)
         .map(Target::Keys)
         .or_else(|| range(tables, table, conjuncts).map(Target::Range))
         .unwrap_or_else(|| everywhere(tables[table].table))
+}
+
+/// Whether it is plain that no row satisfies all of the conjuncts.
+fn impossible(conjuncts: &[Expr]) -> bool {
+    let literal = |expression: &Expr| match key_source(expression)? {
+        KeySource::Literal(value) => Some(value),
+        _ => None,
+    };
+    let integer = |value: &Value| match value.kind {
+        Some(Kind::Integer(integer)) => Some(integer),
+        _ => None,
+    };
+    // What columns, as they are written, are said to equal, and which are said to be NULL.
+    let mut equal: Vec<(&Expr, Value)> = Vec::new();
+    let mut null: Vec<&Expr> = Vec::new();
+    for conjunct in conjuncts {
+        match conjunct {
+            Expr::Value(_) if literal(conjunct).is_some_and(|value| value.is_null() || integer(&value) == Some(0)) => {
+                return true;
+            }
+            Expr::IsNull(column) => null.push(column),
+            Expr::BinaryOp { left, op: BinaryOperator::Eq, right } => match (literal(left), literal(right)) {
+                (Some(one), Some(other)) => {
+                    let differ = integer(&one).zip(integer(&other)).is_some_and(|(one, other)| one != other);
+                    if differ || one.is_null() || other.is_null() {
+                        return true;
+                    }
+                }
+                (None, Some(value)) | (Some(value), None) if value.is_null() => return true,
+                (None, Some(value)) => equal.push((left, value)),
+                (Some(value), None) => equal.push((right, value)),
+                (None, None) => {}
+            },
+            _ => {}
+        }
+    }
+    let column = |expression: &Expr| matches!(expression, Expr::Identifier(_) | Expr::CompoundIdentifier(_));
+    equal.retain(|(expression, _)| column(expression));
+    equal.iter().enumerate().any(|(place, (expression, value))| {
+        null.contains(expression)
+            || equal[place + 1..].iter().any(|(other, another)| {
+                other == expression && integer(value).zip(integer(another)).is_some_and(|(one, other)| one != other)
+            })
+    })
+}
+
+/// A sharded table of a join that every shard can do by itself: all sharded tables are tied together by their sharding columns,
+/// and the others are on every shard. `None` where it is not so.
+pub(super) fn co_located(from: &FromClause<'_>) -> Option<usize> {
+    let mut sharded = Vec::new();
+    for (index, item) in from.tables.iter().enumerate() {
+        match item.table.placement {
+            Placement::Sharded(_) if item.nullable => return None,
+            Placement::Sharded(column) => sharded.push((index, column)),
+            Placement::Reference => {}
+            Placement::Unsharded(_) => return None,
+        }
+    }
+    let mut tied = vec![false; sharded.len()];
+    *tied.first_mut()? = true;
+    // Each round ties one more table or is the last.
+    loop {
+        let before = tied.iter().filter(|tied| **tied).count();
+        for conjunct in &from.conjuncts {
+            if let Some((a, b)) = tie(conjunct, from, &sharded)
+                && (tied[a] || tied[b])
+            {
+                (tied[a], tied[b]) = (true, true);
+            }
+        }
+        let after = tied.iter().filter(|tied| **tied).count();
+        if after == sharded.len() {
+            return Some(sharded[0].0);
+        }
+        if after == before {
+            return None;
+        }
+    }
+}
+
+/// The two sharded tables, by their places, whose sharding columns a conjunct equates, where equal keys are on the same shard.
+fn tie(conjunct: &Expr, from: &FromClause<'_>, sharded: &[(usize, usize)]) -> Option<(usize, usize)> {
+    let Expr::BinaryOp { left, op: BinaryOperator::Eq, right } = conjunct else { return None };
+    let place = |side: &Expr| {
+        let column = column_of(side, &from.tables)?;
+        sharded.iter().position(|known| *known == column)
+    };
+    let (a, b) = (place(left)?, place(right)?);
+    let table = |place: usize| from.tables[sharded[place].0].table;
+    table(a).is_colocated(table(b)).then_some((a, b))
 }
 
 /// All shards that may hold rows of a table.
@@ -296,16 +389,7 @@ pub(super) fn pin_all(from: &FromClause<'_>) -> Option<Vec<Keys>> {
     loop {
         let mut progress = false;
         for conjunct in &from.conjuncts {
-            let Expr::BinaryOp { left, op: BinaryOperator::Eq, right } = conjunct else { continue };
-            let place = |side: &Expr| {
-                let column = column_of(side, &from.tables)?;
-                sharded.iter().position(|known| *known == column)
-            };
-            let (Some(a), Some(b)) = (place(left), place(right)) else { continue };
-            let table = |place: usize| from.tables[sharded[place].0].table;
-            if !table(a).is_colocated(table(b)) {
-                continue;
-            }
+            let Some((a, b)) = tie(conjunct, from, &sharded) else { continue };
             for (known, unknown) in [(a, b), (b, a)] {
                 if let (Some(keys), None) = (&pins[known], &pins[unknown]) {
                     let (table, column) = sharded[unknown];
@@ -323,13 +407,22 @@ pub(super) fn pin_all(from: &FromClause<'_>) -> Option<Vec<Keys>> {
 
 /// Whether an expression reads columns of this table alone, and could be evaluated where that table is.
 pub(super) fn belongs_to(expression: &Expr, tables: &[FromTable<'_>], table: usize) -> bool {
+    reads_only(expression, tables, |owner| owner == table)
+}
+
+/// Whether an expression reads columns of these tables alone, and could be evaluated where they all are.
+pub(super) fn is_local(expression: &Expr, tables: &[FromTable<'_>]) -> bool {
+    reads_only(expression, tables, |_| true)
+}
+
+fn reads_only(expression: &Expr, tables: &[FromTable<'_>], accept: impl Fn(usize) -> bool) -> bool {
     if queries(expression) > 0 {
         return false;
     }
     let outcome = visit_expressions(expression, |part| {
         let fits = match part {
             Expr::Identifier(_) | Expr::CompoundIdentifier(_) => {
-                column_of(part, tables).is_some_and(|(owner, _)| owner == table)
+                column_of(part, tables).is_some_and(|(owner, _)| accept(owner))
             }
             Expr::Function(function) => {
                 function.over.is_none() && !matches!(function.parameters, FunctionArguments::List(_))

@@ -32,7 +32,9 @@ pub(super) fn plan(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Result<
 /// The route of a SELECT over tables.
 pub(super) fn read(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Result<Read, Error> {
     let whole = |target: Target| Read::Pinned { pins: vec![target], sql: sql.to_owned(), otherwise: None };
-    if catalog.shards.len() == 1 {
+    // A view of the router's own is on no shard.
+    let temporary = prepared.uses.through.iter().any(|view| catalog.temporary.contains(view));
+    if catalog.shards.len() == 1 && !temporary {
         return Ok(whole(Target::Shard(0)));
     }
     let tables = placements(catalog, prepared);
@@ -47,10 +49,12 @@ pub(super) fn read(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Result<
             Placement::Reference => {}
         }
     }
-    if sharded == 0 && shards.len() <= 1 {
+    if sharded == 0 && shards.len() <= 1 && !temporary {
         return Ok(whole(shards.first().map_or(Target::Any, |shard| Target::Shard(*shard))));
     }
     let numbered = sql_text::number_parameters(sql);
+    // Scratch tables have no indexes.
+    let numbered = sql_text::without_index_hints(&numbered).into_owned();
     let tree = parse(&numbered);
     if let Some(Ast::Query(query)) = &tree
         && let Some(select) = plain_select(query)
@@ -71,27 +75,26 @@ pub(super) fn read(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Result<
                 otherwise,
             });
         }
-        if let [table] = from.tables.as_slice()
+        if let Some(lead) = predicate::co_located(&from)
             && !has_windows(query)
         {
-            let target = predicate::target(&from.tables, 0, &from.conjuncts);
+            let target = predicate::target(&from.tables, lead, &from.conjuncts);
             let aggregated = is_aggregate(query, select);
             if !aggregated && query.order_by.is_none() && query.limit_clause.is_none() && select.distinct.is_none() {
                 return Ok(Read::Concatenate { target, sql: sql.to_owned() });
             }
             if !prepared.uses.volatile() {
-                let used = &prepared.uses.reads[&table.table.shape.name];
                 let pushed = if aggregated || select.distinct.is_some() {
                     aggregate::plan(query, select, &from, target)
                 } else {
                     let otherwise = || {
-                        top(&numbered, query, select, &from, target.clone(), used)
+                        top(&numbered, query, select, &from, target.clone(), prepared)
                             .or_else(|| gather(&numbered, catalog, prepared, Some(query)).ok())
                     };
                     if let Some(merge) = merge::plan(query, select, &from, &target, catalog, prepared, otherwise) {
                         return Ok(Read::Merge(Box::new(merge)));
                     }
-                    top(&numbered, query, select, &from, target, used)
+                    top(&numbered, query, select, &from, target, prepared)
                 };
                 if let Some(mut pushed) = pushed {
                     if pushed.kind == GatherKind::Aggregate {
@@ -199,9 +202,10 @@ fn top(
     select: &Select,
     from: &FromClause<'_>,
     target: Target,
-    used: &BTreeSet<String>,
+    prepared: &Prepared,
 ) -> Option<Gather> {
-    let table = &from.tables[0];
+    let [table] = from.tables.as_slice() else { return None };
+    let used = prepared.uses.reads.get(&table.table.shape.name)?;
     let mut tail = String::new();
     if let Some(limit) = pushed_limit(query) {
         let terms = match &query.order_by {
@@ -277,6 +281,9 @@ pub(super) fn resolve_term(term: &Expr, select: &Select, from: &FromClause<'_>) 
             Some(expression) => expression.clone(),
             None => term.clone(),
         },
+        Expr::Collate { expr, collation } if matches!(**expr, Expr::Value(_)) => {
+            Expr::Collate { expr: Box::new(resolve_term(expr, select, from)?), collation: collation.clone() }
+        }
         _ => {
             let ambiguous = any_expression(term, |part| match part {
                 Expr::Identifier(name) => aliased(select, name).is_some(),
@@ -289,7 +296,7 @@ pub(super) fn resolve_term(term: &Expr, select: &Select, from: &FromClause<'_>) 
         }
     };
     let literal = matches!(expression, Expr::Value(_));
-    (!literal && predicate::belongs_to(&expression, &from.tables, 0)).then_some(expression)
+    (!literal && predicate::is_local(&expression, &from.tables)).then_some(expression)
 }
 
 /// The expression a column alias stands for.
@@ -348,7 +355,13 @@ fn gather(numbered: &str, catalog: &Catalog, prepared: &Prepared, query: Option<
 }
 
 /// A scratch table of the same columns as `table`, and the SELECT that fills those used.
-fn input(table: &Table, alias: &str, used: &BTreeSet<String>, target: Target, tail: &str) -> Result<Input, Error> {
+pub(super) fn input(
+    table: &Table,
+    alias: &str,
+    used: &BTreeSet<String>,
+    target: Target,
+    tail: &str,
+) -> Result<Input, Error> {
     let shape = &table.shape;
     let mut definitions = Vec::new();
     let mut columns = Vec::new();
@@ -366,14 +379,10 @@ fn input(table: &Table, alias: &str, used: &BTreeSet<String>, target: Target, ta
             columns.push(name);
         }
     }
-    if used.contains("ROWID") && shape.column("ROWID").is_none() && shape.rowid_alias.is_none() {
-        if matches!(table.placement, Placement::Sharded(_)) {
-            return Err(unsupported(format!(
-                "the rowid of table {} is not supported: it is not unique across shards",
-                shape.name
-            )));
-        }
-        columns.push("rowid".to_owned());
+    // Rows are in the order of their rowids there, too, which SQLite reads them in.
+    let rowid = shape.hidden_rowid();
+    if let Some(rowid) = rowid {
+        columns.insert(0, rowid.to_owned());
     }
     let name = quote(&shape.name);
     let (selected, inserted) = match columns.is_empty() {
@@ -389,13 +398,14 @@ fn input(table: &Table, alias: &str, used: &BTreeSet<String>, target: Target, ta
         sql: format!("SELECT {selected} FROM {name}{renamed}{tail}"),
         create: format!("CREATE TABLE {name} ({})", definitions.join(", ")),
         insert: format!("INSERT INTO {name} ({inserted}) VALUES ({places})"),
+        has_rowid: rowid.is_some(),
     })
 }
 
 impl Plan {
     /// Whether running it is a matter for `write`.
     pub(crate) fn writes(&self) -> bool {
-        !matches!(self.step, Step::Read(_) | Step::Catalog { .. } | Step::Explain { .. })
+        !matches!(self.step, Step::Read(_) | Step::Catalog { .. } | Step::Pragma { .. } | Step::Explain { .. })
     }
 
     /// The read a statement is, where it is one.

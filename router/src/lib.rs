@@ -19,5 +19,6 @@ mod vschema;
 pub use actor::Router;
 pub use affinity::{Affinity, Collation};
 pub use vschema::{
-    KeyValue, RangeEntry, RouterSettings, ShardEntry, ShardMetadata, TableEntry, VSchema, VindexEntry, with_shards,
+    AutoIncrement, KeyValue, RangeEntry, RouterSettings, SequenceEntry, ShardEntry, ShardMetadata, TableEntry, VSchema,
+    VindexChoice, VindexEntry, json_schema, with_shards,
 };

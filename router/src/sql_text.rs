@@ -151,6 +151,18 @@ pub(crate) fn has_word(sql: &str, accept: impl Fn(&str) -> bool) -> bool {
     tokens(sql).any(|(token, text)| token == Token::Word && accept(text))
 }
 
+/// Whether a name occurs, quoted or not (ASCII case does not matter).
+pub(crate) fn has_name(sql: &str, name: &str) -> bool {
+    tokens(sql).any(|(token, text)| match token {
+        Token::Word => text.eq_ignore_ascii_case(name),
+        Token::Quoted => {
+            let inner = text.get(1..text.len().saturating_sub(1)).unwrap_or_default();
+            inner.replace("\"\"", "\"").eq_ignore_ascii_case(name)
+        }
+        _ => false,
+    })
+}
+
 /// Writes every parameter as `?N`, N as SQLite numbers it.
 pub(crate) fn number_parameters(sql: &str) -> String {
     let mut names: HashMap<&str, usize> = HashMap::new();

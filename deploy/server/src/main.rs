@@ -4,6 +4,7 @@ mod connection;
 mod import;
 mod serve;
 mod shell;
+mod vschema;
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
@@ -27,6 +28,8 @@ enum Command {
     Sql(shell::Options),
     /// Load a CSV file into a table
     Import(import::Options),
+    /// Check a VSchema, or print the JSON Schema of one
+    Vschema(vschema::Options),
 }
 
 #[tokio::main]
@@ -34,6 +37,7 @@ async fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Serve(options) => serve::run(options).await.map_err(|error| error.to_string()),
         Command::Sql(options) => return shell::run(options).await,
+        Command::Vschema(options) => vschema::run(&options).map_err(|error| error.to_string()),
         Command::Import(options) => import::run(options).await.map_err(|error| error.to_string()),
     };
     match outcome {

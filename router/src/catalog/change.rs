@@ -8,23 +8,20 @@ use dosql_actors::sql_value::sql_error;
 use dosql_proto::{Error, ErrorCode};
 
 use super::table::{self, Placement, Shape, Table};
+use super::versions::Version;
 use super::{Catalog, Ddl, Prepared};
 use crate::sql_text::quote;
 use crate::vindex::Vindex;
-use crate::vschema::{TableEntry, VSchema, VindexEntry, named};
+use crate::vschema::{TableEntry, VSchema, VindexEntry};
 
 /// How the log names the change that moves tables to one shard; their names follow.
 pub(crate) const COLLECT: &str = "/*_dosql_*/ collect ";
 
 /// A schema change that may go ahead.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Change {
-    /// The shards it goes to, by index.
-    pub(crate) shards: Vec<usize>,
-    /// The text they get.
-    pub(crate) sql: String,
-    /// What takes it back from shards that applied it when another refused.
-    pub(crate) undo: Option<String>,
+    /// What shards get, in phases: each begins when all shards have applied the one before. Only the first can be taken back.
+    pub(crate) phases: Vec<Vec<Part>>,
     /// Every table's place afterwards.
     pub(crate) places: BTreeMap<String, Place>,
     /// The table it makes, where AUTO_SHARD placed it.
@@ -33,6 +30,20 @@ pub(crate) struct Change {
     pub(crate) fill: Option<Fill>,
     /// Tables whose rows all move to the default shard, by name.
     pub(crate) collected: Vec<String>,
+    /// Tables that may have no rows, since they would have to move.
+    pub(crate) emptied: Vec<String>,
+    /// The VSchema afterwards, where it changes.
+    pub(crate) vschema: Option<Version>,
+}
+
+/// A shard's part of a schema change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// By index.
+    pub(crate) shard: usize,
+    pub(crate) statements: Vec<String>,
+    /// What takes it back where another shard refuses its part.
+    pub(crate) undo: Vec<String>,
 }
 
 /// Where a table's rows are, without the table.
@@ -63,7 +74,7 @@ pub(crate) struct Fill {
 }
 
 /// What a rehearsal found.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(crate) enum Outcome {
     /// Nothing would change (IF NOT EXISTS, IF EXISTS).
     Nothing,
@@ -105,7 +116,7 @@ impl Catalog {
     ///
     /// # Errors
     /// What SQLite says; `UNSUPPORTED` naming what cannot be done on several shards.
-    pub(crate) fn rehearse(&mut self, sql: &str, vschema: &VSchema, auto_shard: AutoShard) -> Result<Outcome, Error> {
+    pub(crate) fn rehearse(&mut self, sql: &str, auto_shard: AutoShard) -> Result<Outcome, Error> {
         if let Some(names) = sql.strip_prefix(COLLECT) {
             return Ok(Outcome::Change(self.collect(names.split(',').map(str::to_owned).collect())));
         }
@@ -131,7 +142,7 @@ impl Catalog {
             if version(self)? == before {
                 return Ok(Outcome::Nothing);
             }
-            self.judge(sql, &ddl, &sources, vschema, auto_shard)
+            self.judge(sql, &ddl, &sources, auto_shard)
         });
         self.mirror
             .connection
@@ -141,14 +152,7 @@ impl Catalog {
     }
 
     /// Looks at the mirror as the statement left it.
-    fn judge(
-        &mut self,
-        sql: &str,
-        ddl: &Ddl,
-        sources: &[String],
-        vschema: &VSchema,
-        auto_shard: AutoShard,
-    ) -> Result<Outcome, Error> {
+    fn judge(&mut self, sql: &str, ddl: &Ddl, sources: &[String], auto_shard: AutoShard) -> Result<Outcome, Error> {
         let after = table::shapes(&self.mirror.connection).map_err(sql_error)?;
         if let Some(shape) = after.values().find(|shape| reserved(&shape.name)) {
             return Err(Error::invalid(format!(
@@ -170,7 +174,7 @@ impl Catalog {
             let place = match old {
                 Some(table) => moved(table, shape)?,
                 None => {
-                    let (placement, by_itself) = self.place(shape, vschema, auto_shard)?;
+                    let (placement, by_itself) = self.place(shape, auto_shard)?;
                     auto = by_itself.then(|| name.clone());
                     placement
                 }
@@ -184,17 +188,13 @@ impl Catalog {
             }
         }
         let all: Vec<usize> = (0..self.shards.len()).collect();
-        let shards_of = |placement: &Placement| match placement {
-            Placement::Unsharded(shard) => vec![*shard],
-            Placement::Reference | Placement::Sharded(_) => all.clone(),
-        };
         let mut text = sql.to_owned();
         let mut undo = None;
         let mut fill = None;
         let shards = match ddl {
             Ddl::CreateTable => {
                 let Some(name) = created.first() else { return Err(Error::internal("CREATE TABLE made no table")) };
-                let shards = shards_of(&places[*name].placement);
+                let shards = self.shards_of(&places[*name].placement);
                 if !self.has_sources(sources, &shards) {
                     let shape = after[*name].clone();
                     let Some(select) = crate::sql_text::as_select(sql) else {
@@ -219,13 +219,13 @@ impl Catalog {
                     .table(name)
                     .ok_or_else(|| Error::new(ErrorCode::UnknownTable, format!("no such table: {name}")))?;
                 undo = self.undo_for(sql)?;
-                shards_of(&table.placement)
+                self.shards_of(&table.placement)
             }
             Ddl::CreateTrigger(trigger, name) => {
                 undo = Some(format!("DROP TRIGGER IF EXISTS {}", quote(trigger)));
                 match self.table(name).map(|table| table.placement.clone()) {
                     // Others fire where the statement is worked out.
-                    Some(placement) if self.fires_on_shard(name)? => shards_of(&placement),
+                    Some(placement) if self.fires_on_shard(name)? => self.shards_of(&placement),
                     None if all.len() == 1 => all,
                     _ => Vec::new(),
                 }
@@ -233,7 +233,7 @@ impl Catalog {
             Ddl::DropTrigger(trigger, name) => {
                 text = format!("DROP TRIGGER IF EXISTS {}", quote(trigger));
                 match self.table(name) {
-                    Some(table) => shards_of(&table.placement),
+                    Some(table) => self.shards_of(&table.placement),
                     None if all.len() == 1 => all,
                     None => Vec::new(),
                 }
@@ -246,7 +246,7 @@ impl Catalog {
                 let mut shards: BTreeSet<usize> =
                     if reads.is_ok() { all.iter().copied().collect() } else { BTreeSet::new() };
                 for table in reads.unwrap_or_default().keys().filter_map(|name| self.table(name)) {
-                    let here = shards_of(&table.placement);
+                    let here = self.shards_of(&table.placement);
                     shards.retain(|shard| here.contains(shard));
                 }
                 shards.into_iter().collect()
@@ -257,7 +257,11 @@ impl Catalog {
             }
             Ddl::Refused(construct) => return Err(unsupported(format!("{construct} is not supported"))),
         };
-        Ok(Outcome::Change(Change { shards, sql: text, undo, places, auto, fill, collected: Vec::new() }))
+        let undo: Vec<String> = undo.into_iter().collect();
+        let part = |shard| Part { shard, statements: vec![text.clone()], undo: undo.clone() };
+        let phases = vec![shards.into_iter().map(part).collect()];
+        let (emptied, collected) = (Vec::new(), Vec::new());
+        Ok(Outcome::Change(Change { phases, places, auto, fill, collected, emptied, vschema: None }))
     }
 
     /// The change that moves all rows of some tables to the default shard.
@@ -273,7 +277,15 @@ impl Catalog {
                 (name.clone(), place)
             })
             .collect();
-        Change { shards: Vec::new(), sql: String::new(), undo: None, places, auto: None, fill: None, collected: names }
+        Change {
+            phases: Vec::new(),
+            places,
+            auto: None,
+            fill: None,
+            collected: names,
+            emptied: Vec::new(),
+            vschema: None,
+        }
     }
 
     /// The tables that AUTO_SHARD has sharded and that would have to be on one shard for a table's constraints to be enforced:
@@ -394,20 +406,30 @@ impl Catalog {
             })
     }
 
-    /// Where a new table goes, and whether nobody has said so.
-    fn place(&self, shape: &Shape, vschema: &VSchema, auto_shard: AutoShard) -> Result<(Place, bool), Error> {
-        if let Some(column) = self.added_vindex(&shape.name)? {
-            return Ok((self.sharded_by(shape, &column, &VindexEntry::default())?, false));
+    /// Where the VSchema has a table.
+    pub(super) fn place_by(&self, shape: &Shape, entry: &TableEntry, vschema: &VSchema) -> Result<Place, Error> {
+        match entry {
+            TableEntry::Sharded { column, vindex, .. } => {
+                let vindex = vschema
+                    .vindex(vindex)
+                    .ok_or_else(|| Error::internal(format!("the vindex of table {} is not there", shape.name)))?;
+                self.sharded_by(shape, column, vindex)
+            }
+            TableEntry::Unsharded { shard: None } => Ok(Place::unmapped(Placement::Unsharded(self.default_shard))),
+            TableEntry::Unsharded { shard: Some(id) } => {
+                let shard = self.shard_named(id).ok_or_else(|| {
+                    Error::invalid(format!("VSchema: tables.{}.shard: there is no shard {id:?}", shape.name))
+                })?;
+                Ok(Place::unmapped(Placement::Unsharded(shard)))
+            }
+            TableEntry::Reference {} => Ok(Place::unmapped(Placement::Reference)),
         }
-        let column = match (vschema.table(&shape.name), auto_shard) {
-            (Some(TableEntry::Sharded { column, vindex }), _) => {
-                return Ok((self.sharded_by(shape, column, vindex)?, false));
-            }
-            (Some(TableEntry::Unsharded { shard }), _) => {
-                let place = shard.as_ref().and_then(|id| named(self.shards.iter().map(String::as_str), id));
-                return Ok((Place::unmapped(Placement::Unsharded(place.unwrap_or(self.default_shard))), false));
-            }
-            (Some(TableEntry::Reference {}), _) => return Ok((Place::unmapped(Placement::Reference), false)),
+    }
+
+    /// Where a new table goes, and whether nobody but AUTO_SHARD has said so.
+    fn place(&self, shape: &Shape, auto_shard: AutoShard) -> Result<(Place, bool), Error> {
+        let column = match (self.version.vschema.table(&shape.name), auto_shard) {
+            (Some(entry), _) => return Ok((self.place_by(shape, entry, &self.version.vschema)?, false)),
             (None, AutoShard::Off) => None,
             (None, AutoShard::PrimaryKey) => shape.columns.iter().find(|column| column.key_place == 1),
             (None, AutoShard::FirstColumn) => shape.columns.first(),
@@ -426,7 +448,7 @@ impl Catalog {
     }
 
     /// Refuses constraints that no shard alone can enforce, and defaults that would differ between copies.
-    fn check_table(
+    pub(super) fn check_table(
         &self,
         name: &str,
         shape: &Shape,

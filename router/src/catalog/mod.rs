@@ -4,32 +4,36 @@
 mod automatic;
 mod change;
 mod mirror;
+mod reconcile;
+mod sequences;
 mod table;
-mod vindexes;
+pub(crate) mod versions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use dosql_actors::Context;
 use dosql_actors::sql_value::sql_error;
-use dosql_proto::{Error, ErrorCode};
+use dosql_proto::Error;
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension};
 
-pub(crate) use change::{COLLECT, Change, Fill, Outcome, unsupported};
+pub(crate) use change::{COLLECT, Change, Fill, Outcome, Part, unsupported};
 pub(crate) use mirror::{Ddl, Mirror, Prepared};
-pub(crate) use table::{Placement, Table};
+pub(crate) use table::{Placement, Shape, Table};
 
 use crate::affinity::Converter;
 use crate::vindex::{Shard, Vindex};
-use crate::vschema::VindexEntry;
+use crate::vschema::{self, AutoIncrement, VSchema, VindexEntry};
 use change::Place;
+use versions::Version;
 
 const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS _dosql_shards (place INTEGER PRIMARY KEY, name TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS _dosql_objects (place INTEGER PRIMARY KEY, sql TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS _dosql_tables (
-  name TEXT PRIMARY KEY, placement TEXT NOT NULL, shard INTEGER, vindex_column TEXT, vindex TEXT
+CREATE TABLE IF NOT EXISTS _dosql_places (
+  name TEXT PRIMARY KEY, placement TEXT NOT NULL, shard TEXT NOT NULL, vindex_column TEXT NOT NULL, vindex TEXT NOT NULL,
+  layout TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS _dosql_ddl (
   version INTEGER PRIMARY KEY, sql TEXT NOT NULL, request_id TEXT NOT NULL, status TEXT NOT NULL, error BLOB
@@ -59,7 +63,16 @@ pub(crate) struct Catalog {
     /// The shards' names. Those with a part of the keyspace come first, in its order.
     pub(crate) shards: Vec<String>,
     /// The shards as vindexes see them, in the same order.
-    shard_list: Vec<Shard>,
+    pub(crate) shard_list: Vec<Shard>,
+    /// The VSchema in force.
+    pub(crate) version: Version,
+    /// The columns that sequences fill, by table.
+    increments: BTreeMap<String, AutoIncrement>,
+    blocks: sequences::Blocks,
+    /// The VSchema that a changed document asks for.
+    pub(crate) wanted: Option<VSchema>,
+    /// Shards that are new, by index: they have none of the tables yet.
+    pub(crate) joining: Vec<usize>,
     converter: Rc<Converter>,
     /// Where unsharded tables live by default.
     pub(crate) default_shard: usize,
@@ -69,41 +82,34 @@ impl Catalog {
     /// Reads the catalog from storage.
     ///
     /// # Errors
-    /// `STORAGE`; `UNSUPPORTED` where the shards are not those its tables were created on.
-    pub(crate) fn open(
-        context: &Context,
-        shard_list: Vec<Shard>,
-        default_shard: usize,
-        converter: Rc<Converter>,
-    ) -> Result<Self, Error> {
-        let shards: Vec<String> = shard_list.iter().map(|shard| shard.name.clone()).collect();
+    /// `STORAGE`; what is wrong with the VSchema; `UNSUPPORTED` naming a table whose rows would have to move to other shards.
+    pub(crate) fn open(context: &Context, converter: Rc<Converter>) -> Result<Self, Error> {
+        let settings = context.settings();
         let storage = context.open_storage()?;
-        storage.execute_batch(TABLES).and_then(|()| storage.execute_batch(vindexes::TABLE)).map_err(sql_error)?;
-        storage.execute_batch(automatic::TABLE).map_err(sql_error)?;
+        for tables in [TABLES, versions::TABLE, sequences::TABLES, automatic::TABLE] {
+            storage.execute_batch(tables).map_err(sql_error)?;
+        }
         let automatic = automatic::read(&storage).map_err(sql_error)?;
+        let version = versions::current(&storage)?;
+        let wanted = versions::under_document(&version, &settings.vschema)?;
+        let vschema = wanted.as_ref().unwrap_or(&version.vschema);
+        let shard_list = vschema.resolve_shards(settings.numbered_shards())?;
+        let served: Vec<String> = settings.shard_names().collect();
+        if let Some(shard) = shard_list.iter().find(|shard| !served.contains(&shard.name)) {
+            return Err(Error::invalid(format!(
+                "the VSchema in force has a shard {:?} that this server was not started with; give it that VSchema",
+                shard.name
+            )));
+        }
+        let default_shard =
+            vschema.default_shard.as_ref().and_then(|id| vschema::place(&shard_list, id)).unwrap_or_default();
+        let shards: Vec<String> = shard_list.iter().map(|shard| shard.name.clone()).collect();
         let known = strings(&storage, "SELECT name FROM _dosql_shards ORDER BY place").map_err(sql_error)?;
         let objects = strings(&storage, "SELECT sql FROM _dosql_objects ORDER BY place").map_err(sql_error)?;
-        if known != shards {
-            if !objects.is_empty() {
-                let message = format!(
-                    "the tables were created on {} shards ({}), and moving them to {} ({}) is not supported",
-                    known.len(),
-                    known.join(", "),
-                    shards.len(),
-                    shards.join(", ")
-                );
-                return Err(Error::new(ErrorCode::Unsupported, message));
-            }
-            let replace = || -> rusqlite::Result<()> {
-                let transaction = storage.unchecked_transaction()?;
-                transaction.execute("DELETE FROM _dosql_shards", [])?;
-                for (place, name) in shards.iter().enumerate() {
-                    transaction.execute("INSERT INTO _dosql_shards VALUES (?1, ?2)", (place as i64, name))?;
-                }
-                transaction.commit()
-            };
-            replace().map_err(sql_error)?;
-        }
+        let joining = match objects.is_empty() {
+            true => Vec::new(),
+            false => (0..shards.len()).filter(|index| !known.contains(&shards[*index])).collect(),
+        };
         let mirror = Mirror::new(context.open_scratch()?, &objects)?;
         let mut catalog = Self {
             storage,
@@ -114,37 +120,99 @@ impl Catalog {
             own_triggers: BTreeSet::new(),
             shards,
             shard_list,
+            increments: sequences::increments(&version.vschema),
+            blocks: sequences::Blocks::default(),
+            version,
+            wanted,
+            joining,
             converter,
             default_shard,
         };
         catalog.tables = catalog.read_tables()?;
         catalog.own_triggers = catalog.read_own_triggers()?;
+        if catalog.joining.is_empty() && known != catalog.shards {
+            catalog.set_shards()?;
+        }
         Ok(catalog)
+    }
+
+    /// Notes that all shards have all tables.
+    pub(crate) fn set_shards(&mut self) -> Result<(), Error> {
+        let replace = || -> rusqlite::Result<()> {
+            let transaction = self.storage.unchecked_transaction()?;
+            transaction.execute("DELETE FROM _dosql_shards", [])?;
+            for (place, name) in self.shards.iter().enumerate() {
+                transaction.execute("INSERT INTO _dosql_shards VALUES (?1, ?2)", (place as i64, name))?;
+            }
+            transaction.commit()
+        };
+        replace().map_err(sql_error)?;
+        self.joining.clear();
+        Ok(())
     }
 
     fn read_tables(&self) -> Result<BTreeMap<String, Table>, Error> {
         let mut tables = BTreeMap::new();
         for (key, shape) in table::shapes(&self.mirror.connection).map_err(sql_error)? {
-            let (placement, shard, column, vindex): (String, Option<u32>, Option<String>, Option<String>) = self
+            let stored = self
                 .storage
                 .query_row(
-                    "SELECT placement, shard, vindex_column, vindex FROM _dosql_tables WHERE name = ?1",
+                    "SELECT placement, shard, vindex_column, vindex, layout FROM _dosql_places WHERE name = ?1",
                     [&key],
-                    |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+                    |row| {
+                        Ok(StoredPlace {
+                            placement: row.get(0)?,
+                            shard: row.get(1)?,
+                            column: row.get(2)?,
+                            vindex: row.get(3)?,
+                            layout: row.get(4)?,
+                        })
+                    },
                 )
                 .map_err(sql_error)?;
-            let place = match placement.as_str() {
-                "reference" => Place::unmapped(Placement::Reference),
-                "sharded" => {
-                    let vindex: VindexEntry = serde_json::from_str(&vindex.unwrap_or_default())
-                        .map_err(|error| Error::internal(format!("the vindex of table {key}: {error}")))?;
-                    self.sharded_by(&shape, &column.unwrap_or_default(), &vindex)?
-                }
-                _ => Place::unmapped(Placement::Unsharded(shard.unwrap_or_default() as usize)),
-            };
+            let place = self.stored_place(&shape, stored)?;
             tables.insert(key, place.table(shape));
         }
         Ok(tables)
+    }
+
+    /// A table's place among the shards there are now.
+    fn stored_place(&self, shape: &Shape, stored: StoredPlace) -> Result<Place, Error> {
+        match stored.placement.as_str() {
+            "reference" => Ok(Place::unmapped(Placement::Reference)),
+            "sharded" => {
+                let read = |error: serde_json::Error| Error::internal(format!("the vindex of {}: {error}", shape.name));
+                let vindex: VindexEntry = serde_json::from_str(&stored.vindex).map_err(read)?;
+                let layout: Vec<String> = serde_json::from_str(&stored.layout).map_err(read)?;
+                let place = self.sharded_by(shape, &stored.column, &vindex)?;
+                match &place.vindex {
+                    Some(vindex) if vindex.layout() == layout => Ok(place),
+                    other => Err(unsupported(format!(
+                        "the rows of table {} are spread over shards {}, and moving them to {} is not supported",
+                        shape.name,
+                        layout.join(", "),
+                        other.as_ref().map(|vindex| vindex.layout().join(", ")).unwrap_or_default()
+                    ))),
+                }
+            }
+            _ => match self.shard_named(&stored.shard) {
+                Some(shard) => Ok(Place::unmapped(Placement::Unsharded(shard))),
+                None => Err(unsupported(format!(
+                    "table {} is on shard {}, which is not there; moving its rows is not supported",
+                    shape.name, stored.shard
+                ))),
+            },
+        }
+    }
+
+    /// The column of a table that a sequence fills.
+    pub(crate) fn increment(&self, table: &str) -> Option<&AutoIncrement> {
+        if self.increments.is_empty() { None } else { self.increments.get(&table.to_ascii_lowercase()) }
+    }
+
+    /// A shard's index.
+    pub(crate) fn shard_named(&self, name: &str) -> Option<usize> {
+        vschema::place(&self.shard_list, name)
     }
 
     /// The vindex of a column of these shards.
@@ -232,6 +300,17 @@ impl Catalog {
         Ok(own)
     }
 
+    /// The views' names and CREATE statements.
+    pub(crate) fn named_views(&self) -> Result<Vec<(String, String)>, Error> {
+        self.mirror
+            .connection
+            .prepare("SELECT name, sql FROM sqlite_schema WHERE type = 'view' ORDER BY rowid")
+            .and_then(|mut statement| {
+                statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<Vec<_>>>()
+            })
+            .map_err(sql_error)
+    }
+
     /// Notes that a schema change is about to go to the shards; returns its version.
     pub(crate) fn begin_change(&self, sql: &str, request_id: &str) -> Result<i64, Error> {
         self.storage
@@ -293,11 +372,17 @@ impl Catalog {
         Ok(())
     }
 
-    /// Takes over a schema change that every shard has applied. Where it cannot be stored nothing changes here, and it is
-    /// still pending.
-    pub(crate) fn finish_change(&mut self, version: i64, sql: &str, change: &Change) -> Result<(), Error> {
+    /// Takes over a schema change that every shard has applied; `sql` is what the mirror runs, if anything. Where it cannot be
+    /// stored nothing changes here, and it is still pending.
+    pub(crate) fn finish_change(
+        &mut self,
+        version: i64,
+        sql: Option<&str>,
+        change: &Change,
+        now_ms: u64,
+    ) -> Result<(), Error> {
         self.mirror.connection.execute_batch("SAVEPOINT _dosql_change").map_err(sql_error)?;
-        let taken = self.take_over(version, sql, change);
+        let taken = self.take_over(version, sql, change, now_ms);
         let end = match taken {
             Ok(_) => "RELEASE _dosql_change",
             Err(_) => "ROLLBACK TO _dosql_change; RELEASE _dosql_change",
@@ -306,19 +391,32 @@ impl Catalog {
         self.tables = taken?;
         self.automatic = self.automatic_after(change);
         self.own_triggers = self.read_own_triggers()?;
+        if let Some(version) = &change.vschema {
+            self.increments = sequences::increments(&version.vschema);
+            self.version = version.clone();
+        }
         Ok(())
     }
 
     fn automatic_after(&self, change: &Change) -> BTreeSet<String> {
         let mut automatic = self.automatic.clone();
         automatic.extend(change.auto.clone());
-        // A renamed table is left where it is.
-        automatic.retain(|name| change.places.contains_key(name));
+        // A renamed table is left where it is, and so is one that the VSchema has a place for.
+        automatic.retain(|name| {
+            let placed = change.vschema.as_ref().is_some_and(|version| version.vschema.table(name).is_some());
+            change.places.contains_key(name) && !placed
+        });
         automatic
     }
 
-    fn take_over(&self, version: i64, sql: &str, change: &Change) -> Result<BTreeMap<String, Table>, Error> {
-        if change.collected.is_empty() {
+    fn take_over(
+        &self,
+        version: i64,
+        sql: Option<&str>,
+        change: &Change,
+        now_ms: u64,
+    ) -> Result<BTreeMap<String, Table>, Error> {
+        if let Some(sql) = sql.filter(|_| change.collected.is_empty()) {
             self.mirror.connection.execute_batch(sql).map_err(sql_error)?;
         }
         let mut tables = BTreeMap::new();
@@ -329,44 +427,70 @@ impl Catalog {
                 .ok_or_else(|| Error::internal(format!("the schema change says nothing of table {name}")))?;
             tables.insert(name, place.clone().table(shape));
         }
+        let vschema = match &change.vschema {
+            Some(version) => Some((version, versions::write(&version.vschema)?)),
+            None => None,
+        };
         // The last thing that may fail.
-        self.save(version, &tables, change).map_err(sql_error)?;
+        self.save(version, &tables, change, vschema, now_ms).map_err(sql_error)?;
         Ok(tables)
     }
 
-    fn save(&self, version: i64, tables: &BTreeMap<String, Table>, change: &Change) -> rusqlite::Result<()> {
+    fn save(
+        &self,
+        version: i64,
+        tables: &BTreeMap<String, Table>,
+        change: &Change,
+        vschema: Option<(&Version, String)>,
+        now_ms: u64,
+    ) -> rusqlite::Result<()> {
         let objects = strings(
             &self.mirror.connection,
             "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
              ORDER BY CASE type WHEN 'table' THEN 0 WHEN 'index' THEN 1 WHEN 'view' THEN 2 ELSE 3 END, rowid",
         )?;
+        let json = |error: serde_json::Error| rusqlite::Error::ToSqlConversionFailure(Box::new(error));
         let transaction = self.storage.unchecked_transaction()?;
-        transaction.execute_batch("DELETE FROM _dosql_objects; DELETE FROM _dosql_tables")?;
+        transaction.execute_batch("DELETE FROM _dosql_objects; DELETE FROM _dosql_places")?;
         for sql in objects {
             transaction.prepare_cached("INSERT INTO _dosql_objects (sql) VALUES (?1)")?.execute([sql])?;
         }
         automatic::save(&transaction, &self.automatic_after(change))?;
         for (name, table) in tables {
             let (kind, shard, column) = match table.placement {
-                Placement::Unsharded(shard) => ("unsharded", Some(shard as i64), None),
-                Placement::Reference => ("reference", None, None),
-                Placement::Sharded(column) => ("sharded", None, Some(&table.shape.columns[column].name)),
+                Placement::Unsharded(shard) => ("unsharded", self.shards[shard].as_str(), ""),
+                Placement::Reference => ("reference", "", ""),
+                Placement::Sharded(column) => ("sharded", "", table.shape.columns[column].name.as_str()),
             };
-            let vindex = match &table.vindex {
-                Some(vindex) => Some(
-                    serde_json::to_string(vindex.definition())
-                        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?,
+            let (vindex, layout) = match &table.vindex {
+                Some(vindex) => (
+                    serde_json::to_string(vindex.definition()).map_err(json)?,
+                    serde_json::to_string(vindex.layout()).map_err(json)?,
                 ),
-                None => None,
+                None => (String::new(), String::new()),
             };
             transaction
-                .prepare_cached("INSERT INTO _dosql_tables VALUES (?1, ?2, ?3, ?4, ?5)")?
-                .execute((name, kind, shard, column, vindex))?;
-            transaction.prepare_cached("DELETE FROM _dosql_vindexes WHERE name = ?1")?.execute([name])?;
+                .prepare_cached("INSERT INTO _dosql_places VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+                .execute((name, kind, shard, column, vindex, layout))?;
+        }
+        if let Some((version, text)) = vschema {
+            transaction.execute(
+                "INSERT INTO _dosql_vschema VALUES (?1, ?2, ?3, ?4)",
+                (version.version, &version.document, text, now_ms as i64),
+            )?;
         }
         transaction.execute("UPDATE _dosql_ddl SET status = 'applied' WHERE version = ?1", [version])?;
         transaction.commit()
     }
+}
+
+/// A table's place as it is stored; texts that do not apply are empty.
+struct StoredPlace {
+    placement: String,
+    shard: String,
+    column: String,
+    vindex: String,
+    layout: String,
 }
 
 fn strings(connection: &Connection, sql: &str) -> rusqlite::Result<Vec<String>> {

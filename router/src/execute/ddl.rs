@@ -3,8 +3,10 @@
 use dosql_proto::{Error, ErrorCode, ExecuteResponse, Statement, StatementResult};
 
 use super::{Scope, Shared};
-use crate::catalog::{COLLECT, Change, Outcome, PendingChange};
-use crate::plan::AddVindex;
+use crate::catalog::versions::Logged;
+use crate::catalog::{COLLECT, Change, Outcome, Part, PendingChange, unsupported};
+use crate::plan::AlterVSchema;
+use crate::sql_text::quote;
 
 impl Shared {
     /// Runs a DDL statement.
@@ -33,19 +35,90 @@ impl Shared {
                         return Err(Error::internal("moving tables changes nothing"));
                     };
                     let version = self.catalog.borrow().begin_change(&sql, "")?;
-                    self.apply(version, &sql, &change, call).await?;
+                    self.apply(version, Some(&sql), &change, call).await?;
                 }
             }
         };
         let version = self.catalog.borrow().begin_change(sql, request_id)?;
-        self.apply(version, sql, &change, call).await
+        self.apply(version, Some(sql), &change, call).await
     }
 
-    /// Notes how a table that is yet to be created is sharded.
-    pub(super) async fn add_vindex(&self, vindex: &AddVindex) -> Result<ExecuteResponse, Error> {
+    /// Runs an `ALTER VSCHEMA` statement.
+    pub(super) async fn alter_vschema(
+        &self,
+        statement: &AlterVSchema,
+        request_id: &str,
+        call: &Scope,
+    ) -> Result<ExecuteResponse, Error> {
         let _alone = self.changing.lock().await;
-        self.catalog.borrow().add_vindex(&vindex.table, &vindex.column, &self.vschema)?;
-        Ok(response(String::new()))
+        self.resume(call).await?;
+        if let Some(outcome) = self.catalog.borrow().outcome(request_id)? {
+            return outcome.map(|()| response(String::new()));
+        }
+        let vschema = self.catalog.borrow().version.vschema.altered(statement)?;
+        if let AlterVSchema::AddAutoIncrement { table, column, sequence } = statement
+            && self.catalog.borrow().table(table).is_some()
+        {
+            // The sequence goes on after the rows there are, and no row comes meanwhile that it does not give its value.
+            let _closed = self.gate.close().await;
+            self.catch_up(table, column, sequence, call).await?;
+            return self.change_closed(Logged { vschema, document: None }, request_id, call).await;
+        }
+        self.change_vschema(Logged { vschema, document: None }, request_id, call).await
+    }
+
+    /// Puts the VSchema of a changed document in force.
+    pub(super) async fn follow_document(&self, call: &Scope) -> Result<(), Error> {
+        let Some(vschema) = self.catalog.borrow_mut().wanted.take() else { return Ok(()) };
+        let _alone = self.changing.lock().await;
+        let document = Some(self.context.settings().vschema.clone());
+        self.change_vschema(Logged { vschema, document }, &self.request_id(String::new()), call).await.map(drop)
+    }
+
+    /// Puts a VSchema in force. Writes wait meanwhile; whatever reads goes on as it was planned.
+    async fn change_vschema(&self, logged: Logged, request_id: &str, call: &Scope) -> Result<ExecuteResponse, Error> {
+        let _closed = self.gate.close().await;
+        self.change_closed(logged, request_id, call).await
+    }
+
+    /// The same behind the closed gate.
+    async fn change_closed(&self, logged: Logged, request_id: &str, call: &Scope) -> Result<ExecuteResponse, Error> {
+        let text = logged.text()?;
+        let rehearsed = self.catalog.borrow().rehearse_vschema(logged.vschema, logged.document.as_deref())?;
+        let Outcome::Change(change) = rehearsed else { return Ok(response(String::new())) };
+        self.check_empty(&change, call).await?;
+        let version = self.catalog.borrow().begin_change(&text, request_id)?;
+        self.apply(version, None, &change, call).await
+    }
+
+    /// Refuses a change of place of a table that has rows.
+    async fn check_empty(&self, change: &Change, call: &Scope) -> Result<(), Error> {
+        for name in &change.emptied {
+            let (shards, table) = {
+                let catalog = self.catalog.borrow();
+                let Some(table) = catalog.table(name) else { continue };
+                (catalog.shards_of(&table.placement), table.shape.name.clone())
+            };
+            let rows = self
+                .on_each(shards, |shard| {
+                    // It waits for transactions that have written there.
+                    let nothing =
+                        Statement { sql: format!("DELETE FROM {} WHERE 0", quote(&table)), params: Vec::new() };
+                    let any = Statement { sql: format!("SELECT 1 FROM {} LIMIT 1", quote(&table)), params: Vec::new() };
+                    async move {
+                        let id = self.request_id(String::new());
+                        let done = self.execute_on(shard, vec![nothing, any], id, call).await?;
+                        Ok::<bool, Error>(done.results.last().is_some_and(|result| !result.rows.is_empty()))
+                    }
+                })
+                .await;
+            if rows.into_iter().collect::<Result<Vec<bool>, Error>>()?.contains(&true) {
+                return Err(unsupported(format!(
+                    "changing where the rows of table {table} are is not supported: it has some, and they would have to move"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Finishes a schema change that was interrupted.
@@ -64,9 +137,20 @@ impl Shared {
         loop {
             let pending = self.catalog.borrow().pending_change()?;
             let Some(PendingChange { version, sql, undoing }) = pending else { return Ok(()) };
-            let outcome = match self.rehearse(&sql) {
+            let logged = Logged::parse(&sql)?;
+            let statement = logged.is_none().then_some(sql.as_str());
+            let rehearsed = match logged {
+                Some(Logged { vschema, document }) => {
+                    self.catalog.borrow().rehearse_vschema(vschema, document.as_deref())
+                }
+                None => self.rehearse(&sql),
+            };
+            let outcome = match rehearsed {
                 Ok(Outcome::Change(change)) if undoing => self.undo(version, &change, call).await,
-                Ok(Outcome::Change(change)) => self.apply(version, &sql, &change, call).await.map(|_| ()),
+                Ok(Outcome::Change(change)) => match self.check_empty(&change, call).await {
+                    Ok(()) => self.apply(version, statement, &change, call).await.map(|_| ()),
+                    Err(error) => Err(error),
+                },
                 // It was accepted before it was logged, on the same schema.
                 Ok(Outcome::Nothing | Outcome::Temporary | Outcome::Collect(_)) => {
                     Err(Error::internal("the logged schema change changes nothing"))
@@ -86,61 +170,75 @@ impl Shared {
 
     fn rehearse(&self, sql: &str) -> Result<Outcome, Error> {
         let auto_shard = self.context.settings().auto_shard;
-        self.catalog.borrow_mut().rehearse(sql, &self.vschema, auto_shard)
+        self.catalog.borrow_mut().rehearse(sql, auto_shard)
     }
 
     /// Sends a logged change to its shards and takes it over; one that a shard refuses is taken back from the others.
-    async fn apply(&self, version: i64, sql: &str, change: &Change, call: &Scope) -> Result<ExecuteResponse, Error> {
+    async fn apply(
+        &self,
+        version: i64,
+        sql: Option<&str>,
+        change: &Change,
+        call: &Scope,
+    ) -> Result<ExecuteResponse, Error> {
         let _collecting = self.collect(version, change, call).await?;
-        let (written, refused) = self.send_change(version, change, call).await?;
-        if let Some(error) = refused {
-            self.catalog.borrow().begin_undo(version, &error)?;
-            self.take_back(version, change, &written, call).await?;
-            self.catalog.borrow().fail_change(version, &error)?;
-            return Err(error);
+        let mut lsns = Vec::new();
+        for (number, phase) in change.phases.iter().enumerate() {
+            let (written, refused) = self.send_phase(version, number, phase, call).await?;
+            match refused {
+                None => lsns.extend(written.iter().map(|(part, lsn)| (part.shard, *lsn))),
+                Some(error) if number == 0 => {
+                    self.catalog.borrow().begin_undo(version, &error)?;
+                    self.take_back(version, &written, call).await?;
+                    self.catalog.borrow().fail_change(version, &error)?;
+                    return Err(error);
+                }
+                // What the first phase made is in force; that something empty was left behind harms nobody.
+                Some(error) => tracing::warn!(version, %error, "a shard keeps what a schema change has left behind"),
+            }
         }
         if let Some(fill) = &change.fill {
             self.fill_table(version, fill, call).await?;
         }
-        self.catalog.borrow_mut().finish_change(version, sql, change)?;
+        self.catalog.borrow_mut().finish_change(version, sql, change, self.context.now_ms())?;
         self.plans.borrow_mut().clear();
         self.rowids.borrow_mut().clear();
-        Ok(response(self.bookmark(written)))
+        Ok(response(self.bookmark(lsns)))
     }
 
     /// Goes on taking a change back. A shard that has applied it says so again; one that had refused it may apply it now, and
     /// is undone likewise.
     async fn undo(&self, version: i64, change: &Change, call: &Scope) -> Result<(), Error> {
-        let (written, refused) = self.send_change(version, change, call).await?;
-        self.take_back(version, change, &written, call).await?;
+        let Some(phase) = change.phases.first() else { return Ok(()) };
+        let (written, refused) = self.send_phase(version, 0, phase, call).await?;
+        self.take_back(version, &written, call).await?;
         let error = refused.unwrap_or_else(|| Error::internal("another shard had refused it"));
         self.catalog.borrow().fail_change(version, &error)
     }
 
-    /// The shards that have applied a change, with the LSN, and why another refused it.
+    /// The parts that have been applied, with the shards' LSNs, and why another was refused.
     ///
     /// # Errors
-    /// Where a shard may have applied it or not.
-    async fn send_change(
+    /// Where a shard may have applied its part or not.
+    async fn send_phase<'a>(
         &self,
         version: i64,
-        change: &Change,
+        number: usize,
+        phase: &'a [Part],
         call: &Scope,
-    ) -> Result<(Vec<(usize, u64)>, Option<Error>), Error> {
+    ) -> Result<(Vec<(&'a Part, u64)>, Option<Error>), Error> {
+        let id = if number == 0 { format!("ddl-{version}") } else { format!("ddl-{version}-{number}") };
         let outcomes = self
-            .on_each(change.shards.clone(), |shard| {
-                let statement = Statement { sql: change.sql.clone(), params: Vec::new() };
-                async move {
-                    let done = self.execute_on(shard, vec![statement], format!("ddl-{version}"), call).await;
-                    (shard, done)
-                }
+            .on_each(phase.iter().collect(), |part: &'a Part| {
+                let id = id.clone();
+                async move { (part, self.execute_on(part.shard, statements(&part.statements), id, call).await) }
             })
             .await;
         let mut written = Vec::new();
         let mut refused = None;
-        for (shard, outcome) in outcomes {
+        for (part, outcome) in outcomes {
             match outcome {
-                Ok(executed) => written.push((shard, executed.lsn)),
+                Ok(executed) => written.push((part, executed.lsn)),
                 Err(error) if interrupted(&error) => return Err(error),
                 Err(error) => refused = Some(error),
             }
@@ -148,20 +246,16 @@ impl Shared {
         Ok((written, refused))
     }
 
-    async fn take_back(
-        &self,
-        version: i64,
-        change: &Change,
-        written: &[(usize, u64)],
-        call: &Scope,
-    ) -> Result<(), Error> {
-        let Some(undo) = &change.undo else { return Ok(()) };
-        for (shard, _) in written {
-            let statement = Statement { sql: undo.clone(), params: Vec::new() };
-            self.execute_on(*shard, vec![statement], format!("ddl-{version}-undo"), call).await?;
+    async fn take_back(&self, version: i64, written: &[(&Part, u64)], call: &Scope) -> Result<(), Error> {
+        for (part, _) in written.iter().filter(|(part, _)| !part.undo.is_empty()) {
+            self.execute_on(part.shard, statements(&part.undo), format!("ddl-{version}-undo"), call).await?;
         }
         Ok(())
     }
+}
+
+fn statements(texts: &[String]) -> Vec<Statement> {
+    texts.iter().map(|sql| Statement { sql: sql.clone(), params: Vec::new() }).collect()
 }
 
 /// Whether a change that ended with this is to be taken up again: nobody has refused it.

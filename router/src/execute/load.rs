@@ -11,10 +11,13 @@ impl Shared {
     /// Loads rows. Each shard's are one transaction, remembered under the request's id. A shard that fails is not asked again
     /// here, since its rows went with the message: the client sends the same request again, and what was loaded is skipped.
     pub(super) async fn load(&self, request: LoadRequest, call: &Call) -> Result<LoadResponse, Error> {
-        let LoadRequest { table, mut columns, rows, request_id, .. } = request;
+        let LoadRequest { table, mut columns, mut rows, request_id, .. } = request;
         let call = self.scope(call, 0, None);
+        let chosen = !request_id.is_empty();
         let request_id = self.request_id(request_id);
+        let (_inside, _) = self.gate.enter().await;
         let loaded = rows.len() as u64;
+        self.fill_rows(&table, &mut columns, &mut rows, (&request_id, chosen))?;
         let (name, split, reference) = {
             let catalog = self.catalog.borrow();
             let known = catalog

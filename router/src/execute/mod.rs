@@ -5,14 +5,18 @@ mod chain;
 mod collect;
 mod cursor;
 mod ddl;
+mod gate;
 mod gather;
+mod join;
 mod load;
 mod merge;
 mod read;
 mod rowids;
 mod scope;
+mod sequences;
 mod shard_rows;
 mod shards;
+mod show;
 mod staged;
 mod write;
 
@@ -32,8 +36,8 @@ use crate::affinity::Converter;
 use crate::catalog::{Catalog, unsupported};
 use crate::literals;
 use crate::plan::{Cached, Explained, KeyBound, KeySource, Keys, Plan, PlanCache, Step, Target, explain};
-use crate::vschema::{VSchema, named};
 use cursor::{Cursor, Cursors};
+use gate::Gate;
 pub(crate) use scope::Scope;
 
 /// The size a batch is cut at unless the request says otherwise, in bytes.
@@ -46,7 +50,6 @@ pub(crate) struct Shared {
     pub(crate) context: Context,
     pub(crate) catalog: RefCell<Catalog>,
     plans: RefCell<PlanCache>,
-    vschema: VSchema,
     converter: Rc<Converter>,
     pub(crate) cursors: RefCell<Cursors>,
     /// Which shard reads a reference table next.
@@ -60,8 +63,11 @@ pub(crate) struct Shared {
     collecting: Cell<bool>,
     /// The highest rowid of tables whose rowids are given out here.
     rowids: RefCell<HashMap<String, i64>>,
+    /// Closed while tables change their places: writes are held back.
+    gate: Gate,
     max_parallel: usize,
     shard_timeout_ms: u64,
+    caching: bool,
 }
 
 impl Shared {
@@ -70,22 +76,16 @@ impl Shared {
     /// # Errors
     /// What is wrong with the VSchema; `STORAGE`; a shard's error while an interrupted schema change is finished.
     pub(crate) async fn start(context: Context) -> Result<Rc<Self>, Error> {
-        let settings = context.settings();
-        let vschema = VSchema::parse(&settings.vschema)?;
-        let shards = vschema.resolve_shards(settings.numbered_shards())?;
-        let default_shard = vschema
-            .default_shard
-            .as_ref()
-            .and_then(|id| named(shards.iter().map(|shard| shard.name.as_str()), id))
-            .unwrap_or_default();
         let converter = Rc::new(Converter::new(context.open_scratch()?)?);
-        let limits = &vschema.settings;
+        let catalog = Catalog::open(&context, Rc::clone(&converter))?;
+        let settings = context.settings();
+        let limits = &catalog.wanted.as_ref().unwrap_or(&catalog.version.vschema).settings;
         let max_parallel = limits.max_parallel_shards.unwrap_or(settings.max_parallel_shards) as usize;
         let shard_timeout_ms = limits.shard_timeout_ms.unwrap_or(settings.shard_timeout_ms);
+        let caching = limits.enable_caching.unwrap_or(true);
         let shared = Rc::new(Self {
-            catalog: RefCell::new(Catalog::open(&context, shards, default_shard, Rc::clone(&converter))?),
+            catalog: RefCell::new(catalog),
             plans: RefCell::default(),
-            vschema,
             converter,
             cursors: RefCell::default(),
             rotation: Cell::new(0),
@@ -93,12 +93,16 @@ impl Shared {
             copying: Mutex::new(()),
             collecting: Cell::new(false),
             rowids: RefCell::default(),
+            gate: Gate::default(),
             max_parallel,
             shard_timeout_ms,
+            caching,
             context,
         });
         let call = shared.scope(&Call::system(), 0, None);
+        shared.join_shards().await?;
         shared.finish_pending(&call).await?;
+        shared.follow_document(&call).await?;
         Ok(shared)
     }
 
@@ -218,6 +222,7 @@ impl Shared {
                 let value = self.catalog.borrow().pragma(sql)?;
                 Ok((value.map(|value| Row { values: vec![value.into()] }).into_iter().collect(), None))
             }
+            Step::Show(show) => Ok((self.show(show, scope).await?, None)),
             Step::Explain { sql, analyze: true } => {
                 let report = self.analyze(sql, statement.params, scope).await?;
                 Ok((report.lines().map(|line| Row { values: vec![line.into()] }).collect(), None))
@@ -297,7 +302,7 @@ impl Shared {
             check_count(plan.parameter_count, &statement.params)?;
             Ok((plan, statement, cached))
         };
-        if !self.caching() {
+        if !self.caching {
             return as_it_is(statement);
         }
         let known = self.plans.borrow_mut().get(&statement.sql);
@@ -332,18 +337,15 @@ impl Shared {
         Ok((plan, statement, cached))
     }
 
-    fn caching(&self) -> bool {
-        self.vschema.settings.enable_caching.unwrap_or(true)
-    }
-
     /// The plan of a text, and whether the cache had it.
     fn planned(&self, sql: &str) -> Result<(Rc<Plan>, bool), Error> {
-        let caching = self.caching();
-        if caching && let Some(Cached::Plan(plan)) = self.plans.borrow_mut().get(sql) {
+        if self.caching
+            && let Some(Cached::Plan(plan)) = self.plans.borrow_mut().get(sql)
+        {
             return Ok((plan, true));
         }
         let plan = Rc::new(Plan::new(sql, &mut self.catalog.borrow_mut())?);
-        if caching {
+        if self.caching {
             self.plans.borrow_mut().insert(sql, &plan);
         }
         Ok((plan, false))

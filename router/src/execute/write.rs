@@ -25,11 +25,26 @@ impl Shared {
         request_id: String,
         call: &Scope,
     ) -> Result<ExecuteResponse, Error> {
+        let chosen = !request_id.is_empty();
         let request_id = self.request_id(request_id);
+        match &plan.step {
+            Step::Generate(generate) => {
+                return self.write_generated(generate, statement, (&request_id, chosen), call).await;
+            }
+            Step::Ddl { sql } => return self.change_schema(sql, &request_id, call).await,
+            Step::AlterVSchema(change) => return self.alter_vschema(change, &request_id, call).await,
+            _ => {}
+        }
+        let (inside, waited) = self.gate.enter().await;
+        if waited {
+            drop(inside);
+            let (anew, _) = self.planned(&statement.sql)?;
+            check_count(anew.parameter_count, &statement.params)?;
+            return Box::pin(self.write(&anew, statement, request_id, call)).await;
+        }
+        let _inside = inside;
         let params = statement.params;
         let (parts, reference) = match &plan.step {
-            Step::Ddl { sql } => return self.change_schema(sql, &request_id, call).await,
-            Step::AddVindex(vindex) => return self.add_vindex(vindex).await,
             Step::Write { target, sql, reference } => {
                 let shards = self.resolve(target, &params)?;
                 let parts = shards
@@ -223,6 +238,7 @@ impl Shared {
         call: &Scope,
     ) -> Result<BatchResponse, Error> {
         let request_id = self.request_id(request_id);
+        let (_inside, _) = self.gate.enter().await;
         let mut place: Option<usize> = None;
         let mut sent = Vec::with_capacity(statements.len());
         let mut columns = Vec::with_capacity(statements.len());
@@ -308,10 +324,13 @@ impl Shared {
                 Ok((parts.into_iter().map(|(shard, _)| shard).collect(), false))
             }
             Step::Staged(_) => Err(across()),
-            Step::Ddl { .. } | Step::AddVindex(_) => {
+            Step::Generate(_) => Err(unsupported(
+                "an INSERT in a batch into a table whose column a sequence fills is not supported: send it by itself",
+            )),
+            Step::Ddl { .. } | Step::AlterVSchema(_) => {
                 Err(unsupported("a schema change in a batch is not supported: send it by itself"))
             }
-            Step::Catalog { .. } | Step::Pragma { .. } | Step::Explain { .. } => {
+            Step::Catalog { .. } | Step::Pragma { .. } | Step::Explain { .. } | Step::Show(_) => {
                 Err(unsupported("PRAGMA, EXPLAIN and sqlite_schema in a batch are not supported"))
             }
         }

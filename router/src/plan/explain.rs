@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{
-    AddVindex, Gather, GatherKind, Insert, InsertSource, KeyBound, KeySource, Keys, Limit, Plan, Read, Staged, Step,
+    Gather, GatherKind, Generate, Insert, InsertSource, KeyBound, KeySource, Keys, Limit, Plan, Read, Staged, Step,
     Target,
 };
 use dosql_proto::value::Kind;
@@ -64,9 +64,18 @@ impl Text<'_> {
                 self.line(1, &format!("sql: {sql}"));
                 "ddl"
             }
-            Step::AddVindex(AddVindex { table, column }) => {
-                self.line(0, &format!("vschema: {table}, when it is created, is sharded by the hash of {column}"));
+            Step::AlterVSchema(_) => {
+                self.line(0, "vschema: logged, and in force when every table it concerns is where it says");
                 "vschema"
+            }
+            Step::Generate(generate) => {
+                let Generate { table, column, sequence, .. } = generate.as_ref();
+                self.line(0, &format!("where {table}.{column} has no value, sequence {sequence} gives it one"));
+                self.step(&generate.given.step)
+            }
+            Step::Show(_) => {
+                self.line(0, "show: answered by the router from its catalog");
+                "catalog"
             }
             Step::Read(read) => self.read(0, read),
             Step::Write { target, sql, reference } => {

@@ -6,9 +6,11 @@ mod alter_vschema;
 mod cache;
 mod dml;
 mod explain;
+mod generate;
 mod merge;
 mod predicate;
 mod select;
+mod show;
 mod staged;
 
 use std::ops::ControlFlow;
@@ -20,12 +22,14 @@ use sqlparser::ast::{Expr, Statement as Ast, UnaryOperator, visit_expressions_mu
 use sqlparser::dialect::SQLiteDialect;
 use sqlparser::parser::Parser;
 
-pub(crate) use alter_vschema::AddVindex;
+pub(crate) use alter_vschema::{AlterVSchema, Using};
 pub(crate) use cache::{Cached, PlanCache};
 pub(crate) use dml::{Insert, InsertSource, column_default, rows_of};
 pub(crate) use explain::{Explained, explain};
+pub(crate) use generate::{Generate, Slot};
 pub(crate) use merge::{Limit, Merge, SortKey};
 pub(crate) use predicate::keys;
+pub(crate) use show::Show;
 pub(crate) use staged::{Home, Staged, StagedTable};
 
 use crate::affinity::{Affinity, Collation};
@@ -78,8 +82,12 @@ pub(crate) enum Step {
     Ddl {
         sql: String,
     },
-    /// How a table that is yet to be created is sharded.
-    AddVindex(AddVindex),
+    /// An INSERT into a table one of whose columns a sequence fills.
+    Generate(Box<Generate>),
+    /// A change of the VSchema.
+    AlterVSchema(AlterVSchema),
+    /// What the router knows of shards and the VSchema.
+    Show(Show),
 }
 
 /// How rows are read.
@@ -194,6 +202,18 @@ impl Plan {
     /// # Errors
     /// What SQLite finds wrong with it; `UNSUPPORTED` naming a construct that cannot be routed.
     pub(crate) fn new(sql: &str, catalog: &mut Catalog) -> Result<Self, Error> {
+        Self::made(sql, catalog, true)
+    }
+
+    /// Plans an INSERT that gives every column that a sequence fills a value.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) fn given(sql: &str, catalog: &mut Catalog) -> Result<Self, Error> {
+        Self::made(sql, catalog, false)
+    }
+
+    fn made(sql: &str, catalog: &mut Catalog, generating: bool) -> Result<Self, Error> {
         if sql.len() > MAX_SQL_BYTES {
             let message = format!("the statement has {} bytes; the limit is {MAX_SQL_BYTES}", sql.len());
             return Err(Error::new(ErrorCode::TooLarge, message));
@@ -214,9 +234,13 @@ impl Plan {
             let columns = vec![Column { name: "plan".to_owned(), declared_type: String::new() }];
             return Ok(Self { columns, parameter_count, step: Step::Explain { sql: inner, analyze } });
         }
-        if AddVindex::begins(&words) {
-            let step = Step::AddVindex(AddVindex::parse(sql)?);
+        if AlterVSchema::begins(&words) {
+            let step = Step::AlterVSchema(AlterVSchema::parse(sql)?);
             return Ok(Self { columns: Vec::new(), parameter_count: 0, step });
+        }
+        if first == "SHOW" {
+            let show = Show::parse(sql)?;
+            return Ok(Self { columns: show.columns(), parameter_count: 0, step: Step::Show(show) });
         }
         refuse(first, &words)?;
         if first == "PRAGMA" && words.get(1).is_some_and(|name| KEPT_PRAGMAS.contains(&name.as_str())) {
@@ -236,13 +260,24 @@ impl Plan {
         } else {
             dml::plan(sql, catalog, &prepared)?
         };
-        let Prepared { columns, parameter_count, .. } = prepared;
-        Ok(Self { columns, parameter_count, step })
+        let generates = generating && prepared.uses.inserts.iter().any(|table| catalog.increment(table).is_some());
+        let plan = Self { columns: prepared.columns.clone(), parameter_count: prepared.parameter_count, step };
+        if !generates {
+            return Ok(plan);
+        }
+        Ok(match Generate::plan(sql, catalog, &prepared, plan)? {
+            Ok(generate) => Self {
+                columns: prepared.columns,
+                parameter_count: prepared.parameter_count,
+                step: Step::Generate(Box::new(generate)),
+            },
+            Err(plan) => plan,
+        })
     }
 
     /// Whether it may be kept for later.
     pub(crate) fn cacheable(&self) -> bool {
-        !matches!(self.step, Step::Ddl { .. } | Step::AddVindex(_))
+        !matches!(self.step, Step::Ddl { .. } | Step::AlterVSchema(_))
     }
 }
 

@@ -405,7 +405,10 @@ pub(super) fn input(
 impl Plan {
     /// Whether running it is a matter for `write`.
     pub(crate) fn writes(&self) -> bool {
-        !matches!(self.step, Step::Read(_) | Step::Catalog { .. } | Step::Pragma { .. } | Step::Explain { .. })
+        !matches!(
+            self.step,
+            Step::Read(_) | Step::Catalog { .. } | Step::Pragma { .. } | Step::Explain { .. } | Step::Show(_)
+        )
     }
 
     /// The read a statement is, where it is one.

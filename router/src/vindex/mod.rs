@@ -14,7 +14,7 @@ pub(crate) use ring::MAX_POINTS;
 use ring::Ring;
 
 use crate::affinity::{Affinity, Collation, Converter};
-use crate::vschema::{VindexEntry, named};
+use crate::vschema::{VindexEntry, place};
 
 /// A shard as vindexes see it; its place in the list is its index.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub(crate) struct Shard {
     pub(crate) weight: u32,
     /// Whether it has a part of the keyspace that hashes are spread over. One that has none holds what names it.
     pub(crate) hashed: bool,
+    /// Where it is placed.
+    pub(crate) region: Option<String>,
 }
 
 /// A table's vindex: which shard a value of its sharding column belongs to.
@@ -35,6 +37,8 @@ pub(crate) struct Vindex {
     /// The shards that may hold rows, each once, in order.
     shards: Rc<[usize]>,
     covers_all: bool,
+    /// What of the shards decides where keys go: their names, in order, and on a ring their points. Ranges name shards themselves.
+    layout: Vec<String>,
 }
 
 /// How a sharding column stores and compares its values.
@@ -56,7 +60,10 @@ enum Map {
 impl PartialEq for Vindex {
     fn eq(&self, other: &Self) -> bool {
         std::ptr::eq(self, other)
-            || self.definition == other.definition && self.column == other.column && self.shards == other.shards
+            || self.definition == other.definition
+                && self.column == other.column
+                && self.shards == other.shards
+                && self.layout == other.layout
     }
 }
 
@@ -91,7 +98,7 @@ impl Vindex {
                 };
                 let mut bounds = Vec::new();
                 for range in ranges {
-                    let shard = named(all.iter().map(|shard| shard.name.as_str()), &range.shard)
+                    let shard = place(all, &range.shard)
                         .ok_or_else(|| Error::invalid(format!("the vindex: there is no shard {:?}", range.shard)))?;
                     bounds.push(Bounds { min: bound(&range.min())?, max: bound(&range.max())?, shard });
                 }
@@ -106,12 +113,34 @@ impl Vindex {
             }
         };
         let covers_all = shards.len() == all.len();
-        Ok(Self { definition, column, map, shards: shards.into(), covers_all })
+        let layout = match &definition {
+            VindexEntry::Range { .. } => Vec::new(),
+            VindexEntry::Hash {} | VindexEntry::Xxhash {} => {
+                shards.iter().map(|index| all[*index].name.clone()).collect()
+            }
+            VindexEntry::ConsistentHash { .. } => {
+                shards.iter().map(|index| format!("{} x {}", all[*index].name, all[*index].weight)).collect()
+            }
+        };
+        Ok(Self { definition, column, map, shards: shards.into(), covers_all, layout })
     }
 
     /// As the VSchema defines it.
     pub(crate) fn definition(&self) -> &VindexEntry {
         &self.definition
+    }
+
+    /// What of the shards decides where keys go, as it is kept beside the definition.
+    pub(crate) fn layout(&self) -> &[String] {
+        &self.layout
+    }
+
+    /// Whether every key that `other` has a shard for is on the same one.
+    pub(crate) fn extends(&self, other: &Self) -> bool {
+        match (&self.map, &other.map) {
+            (Map::Ranges(ranges), Map::Ranges(others)) => self.column == other.column && ranges.extends(others),
+            _ => self == other,
+        }
     }
 
     /// The shards that may hold rows.

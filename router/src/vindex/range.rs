@@ -163,6 +163,28 @@ impl Ranges {
         self.ranges.iter().filter(reaches).map(|range| range.shard).collect()
     }
 
+    /// Whether every key that `other` holds is on the same shard here.
+    pub(crate) fn extends(&self, other: &Self) -> bool {
+        let below = |min: &Option<Value>, other: &Option<Value>| match (min, other) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(min), Some(other)) => self.collation.compare(min, other) != Ordering::Greater,
+        };
+        let above = |max: &Option<Value>, other: &Option<Value>| match (max, other) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(max), Some(other)) => self.collation.compare(max, other) != Ordering::Less,
+        };
+        let (Some(first), Some(last)) = (self.ranges.first(), self.ranges.last()) else { return false };
+        other.ranges.iter().all(|range| {
+            let lower = range.min.as_ref().map(|min| (min, true));
+            let upper = range.max.as_ref().map(|max| (max, false));
+            below(&first.min, &range.min)
+                && above(&last.max, &range.max)
+                && self.between(lower, upper).iter().all(|shard| *shard == range.shard)
+        })
+    }
+
     /// Every shard that has a range.
     pub(crate) fn shards(&self) -> impl Iterator<Item = usize> + '_ {
         self.ranges.iter().map(|range| range.shard)
@@ -248,6 +270,28 @@ mod tests {
         assert_eq!(ranges.between(Some((&from("2026-01-01"), true)), None), [1]);
         assert!(ranges.between(Some((&from("2027-01-01"), true)), None).is_empty());
         assert!(ranges.between(Some((&Value::NULL, true)), None).is_empty());
+    }
+
+    #[test]
+    fn ranges_grow_where_no_key_moves() {
+        let ranges = |list: &[(Option<i64>, Option<i64>, usize)]| {
+            let bounds = list
+                .iter()
+                .map(|(min, max, shard)| Bounds { min: min.map(Value::from), max: max.map(Value::from), shard: *shard })
+                .collect();
+            Ranges::new(bounds, Collation::Binary).unwrap()
+        };
+        let old = ranges(&[(Some(0), Some(10), 0), (Some(10), Some(20), 1)]);
+        for (list, expected) in [
+            (vec![(Some(0), Some(10), 0), (Some(10), Some(20), 1), (Some(20), None, 2)], true),
+            (vec![(None, Some(0), 3), (Some(0), Some(5), 0), (Some(5), Some(10), 0), (Some(10), None, 1)], true),
+            (vec![(Some(0), Some(10), 0), (Some(10), Some(15), 1)], false),
+            (vec![(Some(0), Some(9), 0), (Some(9), Some(20), 1)], false),
+            (vec![(Some(0), Some(10), 1), (Some(10), Some(20), 1)], false),
+            (vec![(Some(1), Some(10), 0), (Some(10), Some(20), 1)], false),
+        ] {
+            assert_eq!(ranges(&list).extends(&old), expected, "{list:?}");
+        }
     }
 
     /// Random lists: those that are accepted have exactly one range for each key within them, and `between` finds it; those that

@@ -10,7 +10,11 @@ mod errors;
 mod limits;
 mod oracle;
 mod plans;
+mod sequences;
 mod vindexes;
+mod vschema;
+
+use std::path::PathBuf;
 
 use dosql_actors::host::actix::{Client, Node, NodeConfig};
 use dosql_actors::runtime::{AutoShard, Call, Settings};
@@ -23,8 +27,10 @@ use dosql_router::Router;
 
 /// A router and its shards.
 struct Database {
-    _node: Node,
+    node: Node,
     client: Client,
+    data_dir: PathBuf,
+    settings: Settings,
 }
 
 impl Database {
@@ -32,12 +38,26 @@ impl Database {
         let data_dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("router-{name}-{shards}"));
         let _ = std::fs::remove_dir_all(&data_dir);
         let settings = Settings { shard_count: shards, vschema: vschema.to_owned(), auto_shard, ..Settings::default() };
-        let settings = dosql_router::with_shards(settings);
-        let node = Node::new(NodeConfig { data_dir, arbiters: 2, settings, ..NodeConfig::default() }).unwrap();
+        Self::start(data_dir, settings)
+    }
+
+    fn start(data_dir: PathBuf, settings: Settings) -> Self {
+        let with_shards = dosql_router::with_shards(settings.clone());
+        let config =
+            NodeConfig { data_dir: data_dir.clone(), arbiters: 2, settings: with_shards, ..NodeConfig::default() };
+        let node = Node::new(config).unwrap();
         node.register::<Shard>().unwrap();
         node.register::<Router>().unwrap();
         let client = node.client();
-        Self { _node: node, client }
+        Self { node, client, data_dir, settings }
+    }
+
+    /// The same data with another VSchema.
+    async fn restart(self, vschema: &str) -> Self {
+        let Self { node, client, data_dir, settings } = self;
+        drop(client);
+        node.stop().await;
+        Self::start(data_dir, Settings { vschema: vschema.to_owned(), ..settings })
     }
 
     async fn ask(&self, request: Request) -> Result<Reply, Error> {

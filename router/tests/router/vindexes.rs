@@ -17,7 +17,7 @@ const VSCHEMA: &str = r#"{"tables": {
 
 impl Database {
     /// The route of a statement and the shards it touches.
-    async fn route(&self, sql: &str) -> (String, String) {
+    pub(crate) async fn route(&self, sql: &str) -> (String, String) {
         let statement = Some(Statement { sql: sql.to_owned(), params: Vec::new() });
         match self.ask(Request::Explain(ExplainRequest { statement })).await.unwrap() {
             Reply::Explain(explained) => (explained.route, explained.shards.join(" ")),

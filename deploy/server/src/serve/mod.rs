@@ -20,7 +20,7 @@ use dosql_actors::host::actix::{Node, NodeConfig, NodeError};
 use dosql_actors::runtime::{AutoShard, Settings, SettingsError};
 use dosql_actors::shard::Shard;
 use dosql_lake::Lake;
-use dosql_router::Router;
+use dosql_router::{Router, VSchema};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -49,7 +49,7 @@ pub(crate) struct Options {
     /// Number of shards [default: SHARD_COUNT, or that of the data]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     shards: Option<u32>,
-    /// The VSchema, a JSON file
+    /// The VSchema, a JSON or TOML file
     #[arg(long, value_name = "FILE")]
     vschema: Option<PathBuf>,
     /// How a table without a VSchema entry is sharded: off, primary-key or first-column [default: AUTO_SHARD, or off]
@@ -91,10 +91,13 @@ pub(crate) async fn run(options: Options) -> Result<(), ServeError> {
     let (grpc_listener, grpc_address) = listen::bind("gRPC", "--grpc", &options.grpc).await?;
     let (http_listener, http_address) = listen::bind("HTTP", "--http", &options.http).await?;
 
-    let shards = settings.shard_count;
+    let shards = settings.shard_names().count();
+    let numbered = (!lists_shards(&settings)).then_some(settings.shard_count);
     let query_timeout_ms = settings.query_timeout_ms;
     let node = Node::new(NodeConfig { data_dir: options.data_dir.clone(), settings, ..NodeConfig::default() })?;
-    shard_count::remember(&options.data_dir, shards)?;
+    if let Some(shards) = numbered {
+        shard_count::remember(&options.data_dir, shards)?;
+    }
     node.register::<Shard>()?;
     node.register::<Cdc>()?;
     node.register::<Router>()?;
@@ -140,8 +143,6 @@ pub(crate) async fn run(options: Options) -> Result<(), ServeError> {
 /// The settings: options win over the environment, and what neither says follows the data.
 fn settings(options: &Options) -> Result<Settings, ServeError> {
     let mut settings = Settings::from_variables(|name| std::env::var(name).ok())?;
-    let wanted = options.shards.or_else(|| std::env::var_os("SHARD_COUNT").map(|_| settings.shard_count));
-    settings.shard_count = shard_count::settle(&options.data_dir, wanted)?.unwrap_or(settings.shard_count);
     if let Some(path) = &options.vschema {
         settings.vschema =
             std::fs::read_to_string(path).map_err(|source| ServeError::VSchema { path: path.clone(), source })?;
@@ -149,7 +150,17 @@ fn settings(options: &Options) -> Result<Settings, ServeError> {
     if let Some(auto_shard) = options.auto_shard {
         settings.auto_shard = auto_shard;
     }
+    // Where a VSchema lists the shards their number is not a setting, and the router's catalog judges a change.
+    if !lists_shards(&settings) {
+        let wanted = options.shards.or_else(|| std::env::var_os("SHARD_COUNT").map(|_| settings.shard_count));
+        settings.shard_count = shard_count::settle(&options.data_dir, wanted)?.unwrap_or(settings.shard_count);
+    }
     Ok(dosql_router::with_shards(settings))
+}
+
+/// Whether the VSchema says which shards there are; one that is not usable is refused by the router.
+fn lists_shards(settings: &Settings) -> bool {
+    VSchema::parse(&settings.vschema).is_ok_and(|vschema| vschema.lists_shards())
 }
 
 /// Logs to standard error at LOG_LEVEL; RUST_LOG, where it is set, is finer.
@@ -215,7 +226,7 @@ async fn stop_signal(mut stopping: watch::Receiver<bool>) {
 }
 
 /// Says where everything is, and in one line for programs that start this one.
-fn announce(shards: u32, data_dir: &Path, grpc: SocketAddr, http: SocketAddr) {
+fn announce(shards: usize, data_dir: &Path, grpc: SocketAddr, http: SocketAddr) {
     let plural = if shards == 1 { "" } else { "s" };
     let text = format!(
         "DoSQL {version}: {shards} shard{plural}, data in {data}\n\

@@ -204,7 +204,7 @@ impl Settings {
         read(&variable, "SHARD_TIMEOUT_MS", &mut settings.shard_timeout_ms, 1..=3_600_000)?;
         read(&variable, "MAX_PARALLEL_SHARDS", &mut settings.max_parallel_shards, 1..=4096)?;
         read(&variable, "DOSQL_QUERY_TIMEOUT_MS", &mut settings.query_timeout_ms, 1..=3_600_000)?;
-        read(&variable, "DOSQL_QUERY_MEMORY", &mut settings.query_memory, 1 << 20..=1 << 40)?;
+        read(&variable, "DOSQL_QUERY_MEMORY", &mut settings.query_memory, 8 << 20..=1 << 40)?;
         read(&variable, "DOSQL_QUERY_DISK", &mut settings.query_disk, 0..=1 << 46)?;
         read(&variable, "DOSQL_MAX_RESULT_ROWS", &mut settings.max_result_rows, 0..=u64::MAX)?;
         read(&variable, "DOSQL_MAX_RESULT_BYTES", &mut settings.max_result_bytes, 0..=u64::MAX)?;

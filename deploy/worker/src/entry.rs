@@ -115,7 +115,7 @@ impl Entry {
             writer.finish(&batch, &mut out);
             return json(out);
         }
-        let rest = stream::unfold(Some((self, writer, batch.cursor)), |open| async move {
+        let rest = stream::unfold(Some((self, writer, batch.cursor)), move |open| async move {
             let (entry, mut writer, cursor) = open?;
             let mut out = Vec::new();
             let next = match entry.fetch(cursor, timeout_ms).await {

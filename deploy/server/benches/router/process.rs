@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use dosql_proto::query_service_client::QueryServiceClient;
 use dosql_proto::{ExecuteRequest, QueryOptions, Row, Statement, StatementResult, Value};
@@ -71,6 +72,16 @@ impl Server {
     /// The CPU time of the server so far, in seconds.
     pub(crate) fn cpu(&self) -> f64 {
         cpu(&self.process.id().to_string())
+    }
+
+    /// Waits until the server has nothing left to do, such as bringing what was written to the lake.
+    pub(crate) async fn idle(&self) {
+        let mut quiet = 0;
+        while quiet < 4 {
+            let before = self.cpu();
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            quiet = if self.cpu() - before < 0.02 { quiet + 1 } else { 0 };
+        }
     }
 
     /// The resident memory of the server, in bytes.

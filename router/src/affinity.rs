@@ -178,8 +178,7 @@ impl Converter {
         Ok(Self { scratch })
     }
 
-    /// What a column of this affinity stores when given `value`. Integers given to a REAL column stay integers here: they
-    /// compare equal to what is stored.
+    /// What a column of this affinity stores when given `value`.
     ///
     /// # Errors
     /// `STORAGE` where SQLite fails.
@@ -188,7 +187,10 @@ impl Converter {
             (Affinity::Blob, _)
             | (_, None | Some(Kind::Blob(_)))
             | (Affinity::Text, Some(Kind::Text(_) | Kind::RawText(_)))
-            | (Affinity::Numeric | Affinity::Real, Some(Kind::Integer(_) | Kind::Real(_))) => Ok(Cow::Borrowed(value)),
+            | (Affinity::Numeric, Some(Kind::Integer(_) | Kind::Real(_)))
+            | (Affinity::Real, Some(Kind::Real(_))) => Ok(Cow::Borrowed(value)),
+            // Integers of more than 53 bits become others.
+            (Affinity::Real, Some(Kind::Integer(integer))) => Ok(Cow::Owned((*integer as f64).into())),
             (Affinity::Text, Some(Kind::Integer(integer))) => Ok(Cow::Owned(integer.to_string().into())),
             _ => self.ask(value, affinity).map(Cow::Owned).map_err(sql_value::sql_error),
         }

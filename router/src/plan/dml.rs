@@ -337,8 +337,15 @@ fn insert(
                             .unwrap_or_else(|| KeySource::Expression(expression.to_string())))
                     })
                     .collect::<Result<_, Error>>()?,
-                (Some(rows), None) => vec![column_default(target, column)?; rows.len()],
-                (None, _) => vec![column_default(target, column)?],
+                // A DEFAULT that is no constant is evaluated once, here.
+                (Some(rows), None) => match column_default(target, column) {
+                    Ok(key) => vec![key; rows.len()],
+                    Err(_) => return Ok(None),
+                },
+                (None, _) => match column_default(target, column) {
+                    Ok(key) => vec![key],
+                    Err(_) => return Ok(None),
+                },
             };
             if step.tree.returning.is_some() && values.len() > 1 || step.key_is_rowid {
                 step.otherwise = Some(staged::plan(

@@ -242,6 +242,9 @@ impl Plan {
             let show = Show::parse(sql)?;
             return Ok(Self { columns: show.columns(), parameter_count: 0, step: Step::Show(show) });
         }
+        if first == "PRAGMA" && words.get(1).is_some_and(|name| name == "FOREIGN_KEYS") {
+            return foreign_keys(sql, catalog);
+        }
         refuse(first, &words)?;
         if first == "PRAGMA" && words.get(1).is_some_and(|name| KEPT_PRAGMAS.contains(&name.as_str())) {
             // Prepared so that it cannot be anything else; the mirror's own number is nobody's.
@@ -279,6 +282,20 @@ impl Plan {
     pub(crate) fn cacheable(&self) -> bool {
         !matches!(self.step, Step::Ddl { .. } | Step::AlterVSchema(_))
     }
+}
+
+/// `PRAGMA foreign_keys`: they are always enforced.
+fn foreign_keys(sql: &str, catalog: &mut Catalog) -> Result<Plan, Error> {
+    let Prepared { columns, parameter_count, .. } = catalog.mirror.prepare(sql)?;
+    let value = sql_text::names_after(sql, 2).pop().map(|value| value.to_ascii_lowercase());
+    let answer = match value.as_deref() {
+        None => "SELECT 1",
+        Some("1" | "on" | "true" | "yes") => "SELECT 1 WHERE 0",
+        Some(_) => {
+            return Err(unsupported("PRAGMA foreign_keys = OFF is not supported: foreign keys are always enforced"));
+        }
+    };
+    Ok(Plan { columns, parameter_count, step: Step::Catalog { sql: answer.to_owned() } })
 }
 
 /// PRAGMAs for the application's own use.

@@ -53,6 +53,7 @@ const SETUP: &[&str] = &[
     "ANALYZE",
     "REINDEX orders_item",
     "PRAGMA user_version = 7",
+    "PRAGMA foreign_keys = ON",
 ];
 
 const QUERIES: &[&str] = &[

@@ -46,7 +46,14 @@ pub(crate) fn insert_rows(random: &mut Random, table: &Table, count: usize) -> S
     let columns = table.given();
     let rows: Vec<String> = (0..count)
         .map(|_| {
-            let values: Vec<String> = columns.iter().map(|column| literal(random, column.kind)).collect();
+            let values: Vec<String> = columns
+                .iter()
+                .map(|column| match literal(random, column.kind) {
+                    // Above the highest rowid SQLite chooses at random.
+                    highest if highest == "9223372036854775807" && table.key.contains(&column.name) => "77".to_owned(),
+                    value => value,
+                })
+                .collect();
             format!("({})", values.join(", "))
         })
         .collect();
@@ -394,7 +401,7 @@ impl Writer<'_> {
                 let order: Vec<String> = (1..=list.len()).map(|place| format!("{place} COLLATE BINARY")).collect();
                 let filter = self.filter(&from, 0);
                 format!(
-                    "INSERT OR IGNORE INTO {} ({}) SELECT DISTINCT {} FROM {} AS s{filter} ORDER BY {}",
+                    "INSERT OR IGNORE INTO {} ({}) SELECT {} FROM {} AS s{filter} ORDER BY {}",
                     table.name,
                     names.join(", "),
                     list.join(", "),

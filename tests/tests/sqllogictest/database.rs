@@ -20,6 +20,8 @@ pub(crate) struct Connection {
     pub(crate) client: Client,
     pub(crate) letters: Letters,
     pub(crate) refused: Refused,
+    /// Whether a query that fails while it runs has no rows, as in SQLite's own runner, which looks at errors of compiling only.
+    pub(crate) as_sqlites_runner: bool,
 }
 
 #[async_trait::async_trait]
@@ -39,6 +41,9 @@ impl AsyncDB for Connection {
                     break;
                 }
             }
+        }
+        if self.as_sqlites_runner && matches!(&result, Err(error) if error.message == "integer overflow") {
+            return Ok(DBOutput::Rows { types: self.letters.lock().unwrap().clone(), rows: Vec::new() });
         }
         let result = result.inspect_err(|error| {
             if error.code() == ErrorCode::Unsupported {

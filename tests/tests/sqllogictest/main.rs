@@ -77,8 +77,12 @@ fn on_shards(
     let shards = Sharded::new(count).unwrap();
     let letters = script::letters();
     let make = || {
-        let connection =
-            Connection { client: shards.client(), letters: Arc::clone(&letters), refused: Arc::clone(refused) };
+        let connection = Connection {
+            client: shards.client(),
+            letters: Arc::clone(&letters),
+            refused: Arc::clone(refused),
+            as_sqlites_runner: hash_threshold == HASH_THRESHOLD,
+        };
         async move { Ok(connection) }
     };
     runtime.block_on(script::run(script, make, &letters, hash_threshold, wanted))

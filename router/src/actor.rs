@@ -32,6 +32,7 @@ impl Actor for Router {
 
     async fn handle(&mut self, request: RouterRequest, call: &Call) -> Handled<RouterReply> {
         match &self.state {
+            Ok(shared) if shared.broken().is_some() => Handled::Crash(shared.broken().unwrap_or_default()),
             Ok(shared) => Handled::Later(Box::pin(Rc::clone(shared).answer(request, call.clone()))),
             Err(error) => Handled::Reply(Err(error.clone())),
         }
@@ -39,7 +40,7 @@ impl Actor for Router {
 
     async fn alarm(&mut self) -> Result<(), Error> {
         if let Ok(shared) = &self.state {
-            shared.expire();
+            shared.wake();
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ mod execute;
 mod literals;
 mod plan;
 mod sql_text;
+mod transaction;
 pub mod vindex;
 mod vschema;
 

@@ -2,4 +2,5 @@
 
 pub mod conformance;
 pub mod seeds;
+pub mod serialisability;
 pub mod sharded;

@@ -26,6 +26,21 @@ pub(super) const MAX_VALUE_BYTES: usize = 16 << 20;
 #[derive(Default)]
 pub(super) struct Capture {
     shapes: BTreeMap<String, Rc<TableShape>>,
+    log: CapturedLog,
+    before: Vec<u8>,
+    after: Vec<u8>,
+    /// Why the transaction must not be kept.
+    failure: Option<Error>,
+    /// Calls of the hook that began and that ended: a panic in between would otherwise pass unnoticed.
+    began: u64,
+    ended: u64,
+    /// Whether a row was inserted since this was last asked.
+    inserted: bool,
+}
+
+/// The record of a transaction, while it grows.
+#[derive(Default)]
+pub(super) struct CapturedLog {
     /// The tables the record refers to, by index.
     tables: Vec<Rc<TableShape>>,
     /// The index of each table as it is now.
@@ -37,15 +52,65 @@ pub(super) struct Capture {
     count: u32,
     schema_changes: Vec<SchemaChange>,
     sequences: Vec<Sequence>,
-    before: Vec<u8>,
-    after: Vec<u8>,
-    /// Why the transaction must not be kept.
-    failure: Option<Error>,
-    /// Calls of the hook that began and that ended: a panic in between would otherwise pass unnoticed.
-    began: u64,
-    ended: u64,
-    /// Whether a row was inserted since this was last asked.
-    inserted: bool,
+}
+
+/// How far a record has grown.
+pub(super) struct Mark {
+    tables: usize,
+    bytes: usize,
+    count: u32,
+    sequences: Vec<Sequence>,
+}
+
+impl CapturedLog {
+    /// How far it has grown.
+    pub(super) fn mark(&self) -> Mark {
+        Mark {
+            tables: self.tables.len(),
+            bytes: self.changes.len(),
+            count: self.count,
+            sequences: self.sequences.clone(),
+        }
+    }
+
+    /// Forgets what came after a mark; fails where what came before it is gone already. Schema changes have no marks.
+    #[must_use]
+    pub(super) fn truncate(&mut self, mark: &Mark) -> bool {
+        if self.changes.len() < mark.bytes {
+            return false;
+        }
+        self.changes.truncate(mark.bytes);
+        self.tables.truncate(mark.tables);
+        self.indexes.retain(|_, index| (*index as usize) < mark.tables);
+        self.last = None;
+        self.count = mark.count;
+        self.sequences.clone_from(&mark.sequences);
+        true
+    }
+
+    /// Whether nothing was changed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0 && self.schema_changes.is_empty() && self.sequences.is_empty()
+    }
+
+    /// The record without its LSN, encoded.
+    pub(super) fn encoded(&self) -> Vec<u8> {
+        let mut record = self.changes.clone();
+        record.extend_from_slice(&self.rest(0, 0).encode_to_vec());
+        record
+    }
+
+    /// Everything but the row changes.
+    fn rest(&self, lsn: u64, hlc: u64) -> WalRecord {
+        WalRecord {
+            lsn,
+            hlc,
+            tables: self.tables.iter().map(|shape| shape.table.clone()).collect(),
+            changes: Vec::new(),
+            schema_changes: self.schema_changes.clone(),
+            sequences: self.sequences.clone(),
+        }
+    }
 }
 
 impl Capture {
@@ -66,23 +131,41 @@ impl Capture {
     /// Tables as they are from now on.
     pub(super) fn set_shapes(&mut self, shapes: &BTreeMap<String, Rc<TableShape>>) {
         self.shapes.clone_from(shapes);
-        self.indexes.clear();
-        self.last = None;
+        self.log.indexes.clear();
+        self.log.last = None;
     }
 
     /// Forgets everything but the tables.
     pub(super) fn clear(&mut self) {
         let shapes = std::mem::take(&mut self.shapes);
-        let mut changes = std::mem::take(&mut self.changes);
+        let mut changes = std::mem::take(&mut self.log.changes);
         changes.clear();
         // One large transaction must not hold its memory for ever.
         changes.shrink_to(1 << 20);
-        *self = Self { shapes, changes, ..Self::default() };
+        *self = Self { shapes, log: CapturedLog { changes, ..CapturedLog::default() }, ..Self::default() };
     }
 
     /// Whether nothing was changed.
     pub(super) fn is_empty(&self) -> bool {
-        self.count == 0 && self.schema_changes.is_empty() && self.sequences.is_empty()
+        self.log.is_empty()
+    }
+
+    /// What was changed so far.
+    pub(super) fn log_mut(&mut self) -> &mut CapturedLog {
+        &mut self.log
+    }
+
+    /// Ends this transaction's capture; what it has changed is the caller's.
+    pub(super) fn take_log(&mut self) -> CapturedLog {
+        let log = std::mem::take(&mut self.log);
+        self.clear();
+        log
+    }
+
+    /// Goes on with a transaction.
+    pub(super) fn put_log(&mut self, log: CapturedLog) {
+        self.clear();
+        self.log = log;
     }
 
     /// Whether a row was inserted since this was last asked.
@@ -92,12 +175,12 @@ impl Capture {
 
     /// Records where AUTOINCREMENT has moved to; this takes the place of what was said before.
     pub(super) fn set_sequences(&mut self, sequences: Vec<Sequence>) {
-        self.sequences = sequences;
+        self.log.sequences = sequences;
     }
 
     /// Records a change of the schema, after the row changes so far.
     pub(super) fn schema_changed(&mut self, change: SchemaChange) {
-        self.schema_changes.push(SchemaChange { after_changes: self.count, ..change });
+        self.log.schema_changes.push(SchemaChange { after_changes: self.log.count, ..change });
     }
 
     /// Records one row that the hook does not see.
@@ -132,18 +215,12 @@ impl Capture {
 
     /// The record, encoded. Ends this transaction's capture.
     pub(super) fn record(&mut self, lsn: u64, hlc: u64) -> &[u8] {
-        let rest = WalRecord {
-            lsn,
-            hlc,
-            tables: self.tables.iter().map(|shape| shape.table.clone()).collect(),
-            changes: Vec::new(),
-            schema_changes: std::mem::take(&mut self.schema_changes),
-            sequences: std::mem::take(&mut self.sequences),
-        };
-        self.changes.reserve(rest.encoded_len());
+        let rest = self.log.rest(lsn, hlc);
+        let changes = &mut self.log.changes;
+        changes.reserve(rest.encoded_len());
         // Protobuf's fields may come in any order: what is known last goes last, and the changes are not copied.
-        self.changes.extend_from_slice(&rest.encode_to_vec());
-        &self.changes
+        changes.extend_from_slice(&rest.encode_to_vec());
+        changes
     }
 
     fn row(&mut self, table: &str, case: &PreUpdateCase) {
@@ -160,28 +237,28 @@ impl Capture {
     }
 
     fn index(&mut self, name: &str) -> Option<u32> {
-        if let Some(last) = self.last
-            && self.tables[last as usize].table.name == name
+        if let Some(last) = self.log.last
+            && self.log.tables[last as usize].table.name == name
         {
             return Some(last);
         }
-        if let Some(index) = self.indexes.get(name) {
-            self.last = Some(*index);
-            return self.last;
+        if let Some(index) = self.log.indexes.get(name) {
+            self.log.last = Some(*index);
+            return self.log.last;
         }
         let Some(shape) = self.shapes.get(name) else {
             self.failure.get_or_insert_with(|| Error::internal(format!("rows of the unknown table {name} changed")));
             return None;
         };
-        let index = u32::try_from(self.tables.len()).ok()?;
-        self.tables.push(Rc::clone(shape));
-        self.indexes.insert(name.to_owned(), index);
-        self.last = Some(index);
-        self.last
+        let index = u32::try_from(self.log.tables.len()).ok()?;
+        self.log.tables.push(Rc::clone(shape));
+        self.log.indexes.insert(name.to_owned(), index);
+        self.log.last = Some(index);
+        self.log.last
     }
 
     fn images(&mut self, table: u32, case: &PreUpdateCase) -> rusqlite::Result<()> {
-        let shape = Rc::clone(&self.tables[table as usize]);
+        let shape = Rc::clone(&self.log.tables[table as usize]);
         let rowid = |rowid: i64| if shape.has_rowid { rowid } else { 0 };
         match case {
             PreUpdateCase::Insert(new) => {
@@ -220,12 +297,12 @@ impl Capture {
             before: before.then_some(self.before.as_slice()),
             after: after.then_some(self.after.as_slice()),
         };
-        put_change(&mut self.changes, &change);
-        self.count += 1;
-        if self.changes.len() > MAX_RECORD_BYTES {
+        put_change(&mut self.log.changes, &change);
+        self.log.count += 1;
+        if self.log.changes.len() > MAX_RECORD_BYTES {
             let message = format!("one transaction may change at most {MAX_RECORD_BYTES} bytes of rows; split it");
             self.failure.get_or_insert_with(|| Error::new(ErrorCode::TooLarge, message));
-            self.changes = Vec::new();
+            self.log.changes = Vec::new();
         }
     }
 }

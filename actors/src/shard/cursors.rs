@@ -14,7 +14,7 @@ use crate::sql_value::{self, sql_error};
 const MAX_CURSORS: usize = 64;
 
 /// How long an open result waits for its next fetch, in milliseconds.
-pub(super) const IDLE_MS: u64 = 60_000;
+const IDLE_MS: u64 = 60_000;
 
 /// Where a batch is cut, in bytes of rows, where the query does not say and where it may say.
 const DEFAULT_BATCH_BYTES: usize = 256 << 10;
@@ -155,9 +155,13 @@ impl Cursors {
         self.open.remove(&id);
     }
 
-    /// Drops the results that nobody has read for [`IDLE_MS`], and says when the next one may be due.
-    pub(super) fn expire(&mut self, now_ms: u64) -> Option<u64> {
+    /// Drops the results that nobody has read for [`IDLE_MS`].
+    pub(super) fn expire(&mut self, now_ms: u64) {
         self.open.retain(|_, cursor| now_ms < cursor.used_ms + IDLE_MS);
+    }
+
+    /// When the next one may be dropped.
+    pub(super) fn due(&self) -> Option<u64> {
         self.open.values().map(|cursor| cursor.used_ms + IDLE_MS).min()
     }
 }

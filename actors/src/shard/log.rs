@@ -8,7 +8,7 @@ use super::guard::own_sql;
 use crate::sql_value::sql_error;
 
 /// How many tables the shard has of its own.
-pub(super) const OWN_TABLES: usize = 3;
+pub(super) const OWN_TABLES: usize = 4;
 
 /// How long a request is remembered at least, in milliseconds, unless [`MAX_REQUESTS`] came after it.
 const REQUEST_MEMORY_MS: u64 = 600_000;
@@ -38,11 +38,11 @@ pub(super) struct Log {
     forgotten_ms: u64,
 }
 
-fn unsigned(value: i64) -> u64 {
+pub(super) fn unsigned(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
-fn signed(value: u64) -> i64 {
+pub(super) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
@@ -58,6 +58,9 @@ impl Log {
              CREATE TABLE IF NOT EXISTS _dosql_wal (lsn INTEGER PRIMARY KEY, hlc INTEGER NOT NULL, record BLOB NOT NULL);
              CREATE TABLE IF NOT EXISTS _dosql_requests
                  (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, at INTEGER NOT NULL, outcome BLOB NOT NULL);
+             CREATE TABLE IF NOT EXISTS _dosql_prepared
+                 (id TEXT PRIMARY KEY, coordinator TEXT NOT NULL, number INTEGER NOT NULL, record BLOB NOT NULL,
+                  results BLOB NOT NULL) WITHOUT ROWID;
              CREATE TABLE IF NOT EXISTS _dosql_consumers (name TEXT PRIMARY KEY, lsn INTEGER NOT NULL) WITHOUT ROWID;
              COMMIT",
         )?;
@@ -281,6 +284,6 @@ impl Log {
     }
 }
 
-fn corrupt(error: impl std::fmt::Display) -> Error {
+pub(super) fn corrupt(error: impl std::fmt::Display) -> Error {
     Error::new(ErrorCode::Storage, format!("the shard's own records are damaged: {error}"))
 }

@@ -18,16 +18,19 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use dosql_proto::{
-    CdcProtocol, CdcRequest, Closed, Committed, Error, ErrorCode, ShardProtocol, ShardReply, ShardRequest, WalAcked,
-    cdc_request, shard_reply, shard_request,
+    CdcProtocol, CdcRequest, Closed, Committed, Error, ErrorCode, InDoubt, RouterProtocol, RouterRequest,
+    ShardProtocol, ShardReply, ShardRequest, WalAcked, cdc_request, router_request, shard_reply, shard_request,
 };
 
-use self::cursors::{Cursors, IDLE_MS};
-use self::store::{Failure, Store};
+use self::cursors::Cursors;
+use self::store::{Doubt, Failure, Store};
 use crate::runtime::{Actor, Call, Context, Handled};
 
 /// How long the change stream may take to note a commit before the next commit is told, in milliseconds.
 const TELL_TIMEOUT_MS: u64 = 1_000;
+
+/// How long a coordinator may take to answer, in milliseconds.
+const ENQUIRY_TIMEOUT_MS: u64 = 5_000;
 
 /// One shard. See the [module](self).
 pub struct Shard {
@@ -35,6 +38,8 @@ pub struct Shard {
     store: Store,
     cursors: Cursors,
     told: Rc<Told>,
+    /// When the alarm is set to; 0: it is not.
+    alarm_ms: u64,
 }
 
 /// What the change stream has been told of.
@@ -51,7 +56,9 @@ impl Actor for Shard {
         let store = Store::open(&context)?;
         let told = Rc::new(Told::default());
         told.committed.set(store.log.last_lsn);
-        Ok(Self { context, store, cursors: Cursors::default(), told })
+        let mut shard = Self { context, store, cursors: Cursors::default(), told, alarm_ms: 0 };
+        shard.set_alarm();
+        Ok(shard)
     }
 
     async fn handle(&mut self, request: ShardRequest, call: &Call) -> Handled<ShardReply> {
@@ -69,12 +76,22 @@ impl Actor for Shard {
     async fn settle(&mut self) -> Result<(), Error> {
         self.store.commit()?;
         self.tell_change_stream();
+        self.set_alarm();
         Ok(())
     }
 
     async fn alarm(&mut self) -> Result<(), Error> {
-        self.expire_cursors();
-        Ok(())
+        self.alarm_ms = 0;
+        self.cursors.expire(self.context.now_ms());
+        match self.store.doubt() {
+            Ok(doubt) => {
+                if let Some(doubt) = doubt {
+                    self.enquire(doubt);
+                }
+                Ok(())
+            }
+            Err(Failure::Refused(error) | Failure::Crash(error)) => Err(error),
+        }
     }
 }
 
@@ -87,11 +104,7 @@ impl Shard {
             Request::Load(request) => Reply::Executed(self.store.load(&request)?),
             Request::Query(request) => {
                 self.cursors.expire(self.context.now_ms());
-                let batch = self.store.query(&mut self.cursors, &request)?;
-                if batch.cursor != 0 {
-                    self.context.set_alarm(self.context.now_ms() + IDLE_MS);
-                }
-                Reply::Rows(batch)
+                Reply::Rows(self.store.query(&mut self.cursors, &request)?)
             }
             Request::Fetch(request) => {
                 let now_ms = self.context.now_ms();
@@ -108,17 +121,34 @@ impl Shard {
             Request::Fence(_) | Request::Configure(_) | Request::ReadSnapshot(_) | Request::Replicate(_) => {
                 return Err(Error::new(ErrorCode::Unsupported, "replicas are not supported by this shard").into());
             }
-            Request::Validate(_) | Request::Finish(_) | Request::RollbackTo(_) => {
-                let message = "transactions over several messages are not supported by this shard";
-                return Err(Error::new(ErrorCode::Unsupported, message).into());
-            }
+            Request::Validate(request) => Reply::Transaction(self.store.validate(&request)?),
+            Request::Finish(request) => Reply::Transaction(self.store.finish_transaction(&request)?),
+            Request::RollbackTo(request) => Reply::Transaction(self.store.rollback_to(&request)?),
         })
     }
 
-    fn expire_cursors(&mut self) {
-        if let Some(due_ms) = self.cursors.expire(self.context.now_ms()) {
-            self.context.set_alarm(due_ms);
+    /// Has the alarm ring when something is due. One that is set already and rings sooner is left alone.
+    fn set_alarm(&mut self) {
+        let Some(due_ms) = self.cursors.due().into_iter().chain(self.store.doubt_due()).min() else { return };
+        let now_ms = self.context.now_ms();
+        if self.alarm_ms < now_ms || due_ms < self.alarm_ms {
+            self.alarm_ms = due_ms.max(now_ms);
+            self.context.set_alarm(self.alarm_ms);
         }
+    }
+
+    /// Asks a coordinator about a transaction; it answers with a message of its own.
+    fn enquire(&self, doubt: Doubt) {
+        let shard = self.context.address().name.clone();
+        let in_doubt = InDoubt { transaction: doubt.transaction, shard };
+        let request = RouterRequest { request: Some(router_request::Request::InDoubt(in_doubt)) };
+        let call = Call::system().within(self.context.now_ms(), ENQUIRY_TIMEOUT_MS);
+        let asked = self.context.ask::<RouterProtocol>(&doubt.coordinator, request, &call);
+        self.context.spawn(async move {
+            if let Err(error) = asked.await {
+                tracing::debug!(%error, "a coordinator did not answer");
+            }
+        });
     }
 
     /// Tells the change stream of new records, one message at a time; it looks for itself what it was not told of.

@@ -1,5 +1,7 @@
 //! A shard's database: writes as units within a group that one commit makes durable.
 
+mod transactions;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -11,6 +13,8 @@ use rusqlite::limits::Limit;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ffi};
 
+pub(super) use self::transactions::Doubt;
+use self::transactions::Writer;
 use super::apply::{self, Sequences};
 use super::capture::{Capture, MAX_RECORD_BYTES};
 use super::cursors::Cursors;
@@ -53,6 +57,12 @@ pub(super) struct Store {
     schema_touched: bool,
     /// Requests whose effects the open transaction holds; `None` where none is open.
     group: Option<usize>,
+    /// The transaction that holds the write lock.
+    writer: Option<Writer>,
+    /// Whether the statements that run belong to it.
+    in_transaction: bool,
+    /// Whether SQLite was told to keep the open transaction's pages in memory.
+    spill_off: bool,
 }
 
 impl Store {
@@ -62,12 +72,12 @@ impl Store {
         connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
         connection.execute_batch("PRAGMA foreign_keys = ON").map_err(sql_error)?;
         let guard = Guard::install(&mut connection, context)?;
-        let (log, schema, sequences) = {
+        let (log, schema, sequences, writer) = {
             let _own = guard.own();
             let log = Log::open(&connection)?;
             let schema = Schema::load(&connection)?;
             let sequences = apply::sequences(&connection, &schema)?;
-            (log, schema, sequences)
+            (log, schema, sequences, Writer::recover(&connection, context.now_ms())?)
         };
         for (limit, bytes) in [
             (Limit::SQLITE_LIMIT_SQL_LENGTH, MAX_SQL_BYTES),
@@ -89,6 +99,9 @@ impl Store {
             log,
             schema_touched: false,
             group: None,
+            writer,
+            in_transaction: false,
+            spill_off: false,
         })
     }
 
@@ -99,12 +112,14 @@ impl Store {
 
     /// Runs statements as one unit.
     pub(super) fn execute(&mut self, request: &ShardExecute) -> Result<ShardExecuted, Failure> {
+        if let Some(transaction) = &request.transaction {
+            return self.execute_within(request, transaction);
+        }
+        self.set_aside()?;
         if request.statements.is_empty() {
             return Err(Error::invalid("the request holds no statement").into());
         }
-        for statement in &request.statements {
-            check_text(&statement.sql)?;
-        }
+        check_texts(&request.statements)?;
         let alone = request.statements.iter().any(|statement| may_roll_back(&statement.sql));
         self.unit(&request.request_id, alone, |store, open| store.statements(&request.statements, open))
     }
@@ -114,18 +129,27 @@ impl Store {
         if request.columns.is_empty() {
             return Err(Error::invalid("a load must name its columns").into());
         }
-        self.unit(&request.request_id, false, |store, open| store.rows(request, open))
+        if let Some(transaction) = &request.transaction {
+            return self.load_within(request, transaction);
+        }
+        self.set_aside()?;
+        self.unit(&request.request_id, false, |store, open| {
+            store.check_unlocked()?;
+            store.rows(request, open)
+        })
     }
 
     /// Runs one reading statement.
-    pub(super) fn query(&mut self, cursors: &mut Cursors, request: &ShardQuery) -> Result<RowBatch, Error> {
+    pub(super) fn query(&mut self, cursors: &mut Cursors, request: &ShardQuery) -> Result<RowBatch, Failure> {
         let Some(Statement { sql, .. }) = &request.statement else {
-            return Err(Error::invalid("the query holds no statement"));
+            return Err(Error::invalid("the query holds no statement").into());
         };
         check_text(sql)?;
+        self.prepare_read(request)?;
         self.guard.take_schema_statement();
         let mut prepared = self.connection.prepare_cached(sql).map_err(|error| self.guard.explain(sql_error(error)))?;
         let schema_statement = self.guard.take_schema_statement();
+        let lsn = self.log.last_lsn;
         let answer = if prepared.readonly() {
             cursors.query(&self.context, &mut prepared, request).map_err(|error| self.guard.explain(error))
         } else {
@@ -134,7 +158,7 @@ impl Store {
         if schema_statement {
             prepared.discard();
         }
-        answer
+        Ok(RowBatch { lsn, ..answer? })
     }
 
     pub(super) fn read_wal(&self, request: &ReadWal) -> Result<WalBatch, Error> {
@@ -144,6 +168,7 @@ impl Store {
 
     pub(super) fn acknowledge(&mut self, request: &AckWal) -> Result<u64, Failure> {
         let keep_bytes = self.context.settings().wal_segment_size;
+        self.set_aside()?;
         self.begin()?;
         let _own = self.guard.own();
         let acked = self.log.acknowledge(&self.connection, request, keep_bytes);
@@ -169,6 +194,8 @@ impl Store {
             hlc: self.log.hlc,
             database_bytes: pages(own_sql!("PRAGMA page_count"))? * pages(own_sql!("PRAGMA page_size"))?,
             tables: self.schema.tables(),
+            transaction: self.writer.as_ref().map(|writer| writer.id.clone()).unwrap_or_default(),
+            prepared: self.writer.as_ref().is_some_and(Writer::is_prepared),
             ..ShardStatus::default()
         })
     }
@@ -178,11 +205,12 @@ impl Store {
         if self.group.is_none() {
             return Ok(());
         }
-        let _own = self.guard.own();
+        let guard = Rc::clone(&self.guard);
+        let _own = guard.own();
         self.log.forget_requests(&self.connection, self.context.now_ms())?;
         run_own(&self.connection, own_sql!("COMMIT"))?;
         self.group = None;
-        Ok(())
+        self.allow_spill(true)
     }
 
     /// Runs `body` so that it takes effect as a whole, or not at all, and once for a request's id.
@@ -205,6 +233,7 @@ impl Store {
         }
         self.capture.borrow_mut().clear();
         self.schema_touched = false;
+        self.in_transaction = false;
         let mut open = false;
         let done = body(self, &mut open);
         match done {
@@ -238,8 +267,11 @@ impl Store {
         let mut prepared = self.connection.prepare_cached(&statement.sql).map_err(explain)?;
         let changes_schema = self.guard.take_schema_statement();
         let writes = !prepared.readonly();
-        let outcome = if writes && !*open {
-            begin_unit(&self.connection, &self.guard, &mut self.group).inspect(|()| *open = true)
+        let outcome = if changes_schema && self.in_transaction {
+            Err(Error::new(ErrorCode::Unsupported, "a schema change within a transaction is not supported"))
+        } else if writes && !*open {
+            let begun = self.check_unlocked().and_then(|()| begin_unit(&self.connection, &self.guard, &mut self.group));
+            begun.inspect(|()| *open = true)
         } else {
             Ok(())
         };
@@ -279,8 +311,10 @@ impl Store {
         check_text(&sql)?;
         let explain = |error| self.guard.explain(sql_error(error));
         let mut insert = self.connection.prepare_cached(&sql).map_err(explain)?;
-        begin_unit(&self.connection, &self.guard, &mut self.group)?;
-        *open = true;
+        if !*open {
+            begin_unit(&self.connection, &self.guard, &mut self.group)?;
+            *open = true;
+        }
         self.capture.borrow_mut().take_inserted();
         let mut rows_affected = 0;
         for (at, row) in request.rows.iter().enumerate() {
@@ -425,6 +459,10 @@ impl Store {
         }
         Ok(())
     }
+}
+
+fn check_texts(statements: &[Statement]) -> Result<(), Error> {
+    statements.iter().try_for_each(|statement| check_text(&statement.sql))
 }
 
 fn insert_row(insert: &mut rusqlite::Statement<'_>, row: &Row, width: usize) -> Result<u64, Error> {

@@ -3,9 +3,9 @@
 use dosql_actors::{Call, Settings};
 use dosql_proto::json::{ErrorBody, ResultWriter, http_status, query_from_json, status_document, value_from_json};
 use dosql_proto::{
-    CdcProtocol, CdcRequest, CdcStatusRequest, Error, ErrorCode, FetchRequest, FlushLake, LakeProtocol, LakeRequest,
-    LakeStatusRequest, LoadRequest, RouterProtocol, RouterRequest, Row, RowBatch, cdc_reply, cdc_request, lake_reply,
-    lake_request, router_reply, router_request,
+    CdcProtocol, CdcRequest, CdcStatusRequest, CloseSession, Error, ErrorCode, FetchRequest, FlushLake, LakeProtocol,
+    LakeRequest, LakeStatusRequest, LoadRequest, OpenSession, RouterProtocol, RouterRequest, Row, RowBatch, cdc_reply,
+    cdc_request, lake_reply, lake_request, router_reply, router_request,
 };
 use futures_util::stream;
 use serde::Deserialize;
@@ -41,12 +41,14 @@ pub(crate) async fn fetch(request: Request, env: Env, _context: Context) -> work
     let answer = match (request.method(), path.as_str()) {
         (Method::Get, "/health") => json(br#"{"status":"ok"}"#.to_vec()),
         (Method::Post, "/sql") => entry.sql(request).await,
+        (Method::Post, "/session") => entry.open_session().await,
+        (Method::Delete, "/session") => entry.close_session(&request).await,
         (Method::Post, "/load") => entry.load(request).await,
         (Method::Post, "/flush") => entry.flush().await,
         (Method::Get, "/status") => entry.status().await,
         (Method::Get, "/cdc") => changes::subscribe(entry, &request).await,
         (method, path) if conformance::enabled(&entry.env) => conformance::fetch(&entry, method, path, request).await,
-        (_, "/health" | "/sql" | "/load" | "/flush" | "/status" | "/cdc") => {
+        (_, "/health" | "/sql" | "/session" | "/load" | "/flush" | "/status" | "/cdc") => {
             return Response::error("this path does not take this method", 405);
         }
         _ => Err(Error::new(ErrorCode::NotFound, format!("there is no {path}"))),
@@ -99,7 +101,8 @@ impl Entry {
 
     /// `POST /sql`: the answer is written while further batches are fetched, so that no result has to fit memory.
     async fn sql(self, request: Request) -> Result<Response, Error> {
-        let query = query_from_json(&body(request).await?)?;
+        let session = session_of(&request)?;
+        let query = QueryRequest { session, ..query_from_json(&body(request).await?)? };
         let timeout_ms = match query.timeout_ms {
             0 => self.settings.query_timeout_ms,
             timeout_ms => timeout_ms.min(LONGEST_TIMEOUT_MS),
@@ -137,6 +140,27 @@ impl Entry {
         });
         let first = stream::once(async move { Ok(out) });
         as_json(Response::from_stream(futures_util::StreamExt::chain(first, rest)).map_err(platform)?)
+    }
+
+    /// `POST /session`: opens a session, which requests name in the header `dosql-session`.
+    async fn open_session(&self) -> Result<Response, Error> {
+        let call = self.call(self.settings.query_timeout_ms)?;
+        match self.router(router_request::Request::OpenSession(OpenSession {}), &call).await? {
+            router_reply::Reply::Session(opened) => json(
+                serde_json::json!({"session": opened.session, "idleTimeoutMs": opened.idle_timeout_ms})
+                    .to_string()
+                    .into(),
+            ),
+            _ => Err(Error::internal("the router answered something else than a session")),
+        }
+    }
+
+    /// `DELETE /session`: closes it; what is open in it is rolled back.
+    async fn close_session(&self, request: &Request) -> Result<Response, Error> {
+        let call = self.call(self.settings.query_timeout_ms)?;
+        let close = CloseSession { session: session_of(request)? };
+        self.router(router_request::Request::CloseSession(close), &call).await?;
+        json(b"{}".to_vec())
     }
 
     /// `POST /load`: rows in bulk, `{"table": "...", "columns": [...], "rows": [[...]], "request_id": "..."}`.
@@ -195,6 +219,11 @@ impl Entry {
             _ => Err(Error::internal("the lake answered something else than its status")),
         }
     }
+}
+
+/// The session that a request names; "" where it names none.
+fn session_of(request: &Request) -> Result<String, Error> {
+    Ok(request.headers().get("dosql-session").map_err(platform)?.unwrap_or_default())
 }
 
 /// A request's body, within the limit.

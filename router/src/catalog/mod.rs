@@ -3,6 +3,7 @@
 
 mod automatic;
 mod change;
+mod decisions;
 mod mirror;
 mod reconcile;
 mod sequences;
@@ -19,6 +20,7 @@ use prost::Message;
 use rusqlite::{Connection, OptionalExtension};
 
 pub(crate) use change::{COLLECT, Change, Fill, Outcome, Part, unsupported};
+pub(crate) use decisions::Decision;
 pub(crate) use mirror::{Ddl, Mirror, Prepared};
 pub(crate) use table::{Placement, Shape, Table};
 
@@ -86,7 +88,7 @@ impl Catalog {
     pub(crate) fn open(context: &Context, converter: Rc<Converter>) -> Result<Self, Error> {
         let settings = context.settings();
         let storage = context.open_storage()?;
-        for tables in [TABLES, versions::TABLE, sequences::TABLES, automatic::TABLE] {
+        for tables in [TABLES, versions::TABLE, sequences::TABLES, automatic::TABLE, decisions::TABLE] {
             storage.execute_batch(tables).map_err(sql_error)?;
         }
         let automatic = automatic::read(&storage).map_err(sql_error)?;

@@ -114,7 +114,7 @@ impl Shared {
             return Ok(());
         }
         let id = format!("ddl-{version}-move-{shard}-{round}");
-        self.write_parts(vec![(home, arriving), (shard, leaving)], &id, call).await.map(|_| ())
+        self.atomically(vec![(home, arriving), (shard, leaving)], &id, call).await.map(|_| ())
     }
 
     /// All rows of a statement on one shard.
@@ -162,6 +162,6 @@ impl Shared {
             .filter(|(_, rows)| !rows.is_empty())
             .map(|(shard, rows)| (shard, staged::inserts(&shape.name, &columns, rows)))
             .collect();
-        self.write_parts(parts, &format!("ddl-{version}-rows"), call).await.map(|_| ())
+        self.atomically(parts, &format!("ddl-{version}-rows"), call).await.map(|_| ())
     }
 }

@@ -75,7 +75,7 @@ impl Shared {
             }
         };
         cursors.open.insert(id, Open { cursor, used_ms, query_plan, scope: scope.clone() });
-        self.context.set_alarm(used_ms + IDLE_MS + 1);
+        self.wake_at(used_ms + IDLE_MS + 1);
         Ok(id)
     }
 
@@ -119,7 +119,7 @@ impl Shared {
             cursors.open.iter().filter(|(_, open)| open.used_ms + IDLE_MS <= now_ms).map(|(id, _)| *id).collect();
         let expired: Vec<Open> = idle.iter().filter_map(|id| cursors.open.remove(id)).collect();
         if !cursors.open.is_empty() {
-            self.context.set_alarm(now_ms + IDLE_MS + 1);
+            self.wake_at(now_ms + IDLE_MS + 1);
         }
         drop(cursors);
         drop(expired);

@@ -14,21 +14,24 @@ mod read;
 mod rowids;
 mod scope;
 mod sequences;
+mod session;
 mod shard_rows;
 mod shards;
 mod show;
 mod staged;
+mod strict;
+mod transact;
 mod write;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use dosql_actors::{Call, Context};
 use dosql_proto::{
     BatchRequest, BatchResponse, Closed, Error, ErrorCode, ExecuteRequest, ExecuteResponse, ExplainRequest,
-    ExplainResponse, FetchRequest, QueryRequest, RouterReply, RouterRequest, Row, RowBatch, Statement, StatementResult,
-    Value, router_reply::Reply, router_request::Request,
+    ExplainResponse, FetchRequest, InDoubtNoted, QueryRequest, RouterReply, RouterRequest, Row, RowBatch,
+    SessionClosed, Statement, StatementResult, Value, router_reply::Reply, router_request::Request,
 };
 use futures_util::lock::Mutex;
 
@@ -36,9 +39,12 @@ use crate::affinity::Converter;
 use crate::catalog::{Catalog, unsupported};
 use crate::literals;
 use crate::plan::{Cached, Explained, KeyBound, KeySource, Keys, Plan, PlanCache, Step, Target, explain};
+use crate::transaction::Live;
 use cursor::{Cursor, Cursors};
 use gate::Gate;
 pub(crate) use scope::Scope;
+use session::{Control, Sessions};
+use transact::InFlight;
 
 /// The size a batch is cut at unless the request says otherwise, in bytes.
 const DEFAULT_BATCH_BYTES: u32 = 256 << 10;
@@ -68,6 +74,17 @@ pub(crate) struct Shared {
     max_parallel: usize,
     shard_timeout_ms: u64,
     caching: bool,
+    /// For what goes on after the request that began it.
+    me: Weak<Shared>,
+    live: Live,
+    in_flight: InFlight,
+    /// Decisions that every shard has applied, which the log does not know yet.
+    applied: RefCell<Vec<String>>,
+    /// Whether the log of decisions must be read anew: its last write failed.
+    must_restart: Cell<bool>,
+    sessions: RefCell<Sessions>,
+    /// When the alarm is set to; 0: it is not.
+    alarm_ms: Cell<u64>,
 }
 
 impl Shared {
@@ -83,7 +100,7 @@ impl Shared {
         let max_parallel = limits.max_parallel_shards.unwrap_or(settings.max_parallel_shards) as usize;
         let shard_timeout_ms = limits.shard_timeout_ms.unwrap_or(settings.shard_timeout_ms);
         let caching = limits.enable_caching.unwrap_or(true);
-        let shared = Rc::new(Self {
+        let shared = Rc::new_cyclic(|me| Self {
             catalog: RefCell::new(catalog),
             plans: RefCell::default(),
             converter,
@@ -98,7 +115,18 @@ impl Shared {
             shard_timeout_ms,
             caching,
             context,
+            me: Weak::clone(me),
+            live: Live::default(),
+            in_flight: InFlight::default(),
+            applied: RefCell::default(),
+            must_restart: Cell::new(false),
+            sessions: RefCell::default(),
+            alarm_ms: Cell::new(0),
         });
+        let decisions = shared.catalog.borrow().open_decisions()?;
+        for decision in decisions {
+            shared.carry_out(decision, None);
+        }
         let call = shared.scope(&Call::system(), 0, None);
         shared.join_shards().await?;
         shared.finish_pending(&call).await?;
@@ -129,23 +157,76 @@ impl Shared {
             Request::Promote(_) | Request::Topology(_) | Request::Health(_) => {
                 return Err(unsupported("replicas are not supported by this router"));
             }
-            Request::OpenSession(_) | Request::CloseSession(_) | Request::InDoubt(_) => {
-                return Err(unsupported("sessions are not supported by this router"));
+            Request::OpenSession(_) => Reply::Session(self.open_session()?),
+            Request::CloseSession(request) => {
+                self.close_session(&request.session);
+                Reply::SessionClosed(SessionClosed {})
+            }
+            Request::InDoubt(request) => {
+                self.resolve_doubt(&request.transaction, &request.shard)?;
+                Reply::InDoubt(InDoubtNoted {})
             }
         };
         Ok(RouterReply { reply: Some(reply) })
     }
 
+    /// The alarm has rung.
+    pub(crate) fn wake(&self) {
+        self.alarm_ms.set(0);
+        self.expire();
+        if let Some(at_ms) = self.expire_sessions() {
+            self.wake_at(at_ms);
+        }
+    }
+
+    /// Has the alarm ring at `at_ms`, or sooner where it is set so already.
+    fn wake_at(&self, at_ms: u64) {
+        let set_ms = self.alarm_ms.get();
+        if set_ms < self.context.now_ms() || at_ms < set_ms {
+            self.alarm_ms.set(at_ms);
+            self.context.set_alarm(at_ms);
+        }
+    }
+
+    /// Whether this incarnation must not go on, and why.
+    pub(crate) fn broken(&self) -> Option<Error> {
+        self.must_restart.get().then(|| Error::internal("the log of decisions could not be written"))
+    }
+
     async fn execute(&self, request: ExecuteRequest, call: &Call) -> Result<ExecuteResponse, Error> {
         let statement = required(request.statement)?;
         let scope = self.scope(call, request.timeout_ms, request.options);
+        let Some(seat) = self.seat(&request.session).await? else {
+            return self.execute_in(statement, request.request_id, scope).await;
+        };
+        if let Some(answer) = seat.answered(&request.request_id) {
+            return answer;
+        }
+        let done = match Control::parse(&statement.sql)? {
+            Some(control) => self
+                .control(&seat, control, &scope)
+                .await
+                .map(|bookmark| ExecuteResponse { result: Some(StatementResult::default()), bookmark }),
+            None => self.execute_in(statement, request.request_id.clone(), seat.scope(&scope)).await,
+        };
+        self.leave(&seat);
+        seat.keep(request.request_id, &done);
+        done
+    }
+
+    async fn execute_in(
+        &self,
+        statement: Statement,
+        request_id: String,
+        scope: Scope,
+    ) -> Result<ExecuteResponse, Error> {
         let query_plan = self.plan_asked(&statement.sql, &statement.params, &scope);
         let (plan, statement) = match self.prepare(statement, &scope) {
             Ok(prepared) => prepared,
-            Err(error) => return self.applied_before(&request.request_id)?.ok_or(error),
+            Err(error) => return self.applied_before(&request_id)?.ok_or(error),
         };
         if plan.writes() {
-            let mut done = self.write(&plan, statement, request.request_id, &scope).await?;
+            let mut done = self.write(&plan, statement, request_id, &scope).await?;
             if let Some(result) = &mut done.result {
                 self.count(&result.rows, &scope);
                 result.query_plan = query_plan;
@@ -172,16 +253,39 @@ impl Shared {
     async fn query(&self, request: QueryRequest, call: &Call) -> Result<RowBatch, Error> {
         let statement = required(request.statement)?;
         let scope = self.scope(call, request.timeout_ms, request.options);
+        let bytes = match request.max_batch_bytes {
+            0 => DEFAULT_BATCH_BYTES,
+            bytes => bytes.min(MAX_BATCH_BYTES),
+        };
+        let Some(seat) = self.seat(&request.session).await? else {
+            return self.query_in(statement, request.request_id, bytes, scope).await;
+        };
+        if let Some(control) = Control::parse(&statement.sql)? {
+            let bookmark = self.control(&seat, control, &scope).await?;
+            return Ok(RowBatch { bookmark, ..RowBatch::default() });
+        }
+        let done = self.query_in(statement, request.request_id, bytes, seat.scope(&scope)).await;
+        self.leave(&seat);
+        done
+    }
+
+    async fn query_in(
+        &self,
+        statement: Statement,
+        request_id: String,
+        bytes: u32,
+        scope: Scope,
+    ) -> Result<RowBatch, Error> {
         let query_plan = self.plan_asked(&statement.sql, &statement.params, &scope);
         let (plan, statement) = match self.prepare(statement, &scope) {
             Ok(prepared) => prepared,
             Err(error) => {
-                let applied = self.applied_before(&request.request_id)?.ok_or(error)?;
+                let applied = self.applied_before(&request_id)?.ok_or(error)?;
                 return Ok(RowBatch { bookmark: applied.bookmark, ..RowBatch::default() });
             }
         };
         if plan.writes() {
-            let done = self.write(&plan, statement, request.request_id, &scope).await?;
+            let done = self.write(&plan, statement, request_id, &scope).await?;
             let result = done.result.unwrap_or_default();
             self.count(&result.rows, &scope);
             return Ok(RowBatch {
@@ -195,10 +299,6 @@ impl Shared {
                 ..RowBatch::default()
             });
         }
-        let bytes = match request.max_batch_bytes {
-            0 => DEFAULT_BATCH_BYTES,
-            bytes => bytes.min(MAX_BATCH_BYTES),
-        };
         let (rows, cursor) = self.rows(&plan, statement, bytes, &scope).await?;
         self.give(&rows, &scope)?;
         let batch = RowBatch { columns: plan.columns.clone(), rows, ..RowBatch::default() };
@@ -233,7 +333,7 @@ impl Shared {
             }
             _ => {
                 let read = plan.read().ok_or_else(|| Error::internal("the plan does not read"))?;
-                self.open(read, &statement.params, plan.columns.len(), max_bytes, scope).await
+                self.open_consistently(read, &statement.params, plan.columns.len(), max_bytes, scope).await
             }
         }
     }
@@ -270,7 +370,12 @@ impl Shared {
 
     async fn batch(&self, request: BatchRequest, call: &Call) -> Result<BatchResponse, Error> {
         let scope = self.scope(call, request.timeout_ms, request.options);
-        self.write_batch(request.statements, request.request_id, &scope).await
+        let Some(seat) = self.seat(&request.session).await? else {
+            return self.write_batch(request.statements, request.request_id, &scope).await;
+        };
+        let done = self.write_batch(request.statements, request.request_id, &seat.scope(&scope)).await;
+        self.leave(&seat);
+        done
     }
 
     /// The plan of a statement, planned as it stands.
@@ -351,6 +456,14 @@ impl Shared {
         Ok((plan, false))
     }
 
+    /// Like [`resolve`](Self::resolve), but what any shard has is read where the transaction is already.
+    fn resolve_in(&self, target: &Target, params: &[Value], scope: &Scope) -> Result<Vec<usize>, Error> {
+        match scope.transaction().and_then(|transaction| transaction.somewhere()) {
+            Some(shard) if *target == Target::Any => Ok(vec![shard]),
+            _ => self.resolve(target, params),
+        }
+    }
+
     /// The shards a target means, each once.
     fn resolve(&self, target: &Target, params: &[Value]) -> Result<Vec<usize>, Error> {
         let count = self.catalog.borrow().shards.len();
@@ -428,14 +541,6 @@ fn some_of(mut shards: Vec<usize>, all: &[usize]) -> Vec<usize> {
 
 fn required(statement: Option<Statement>) -> Result<Statement, Error> {
     statement.ok_or_else(|| Error::invalid("the request has no statement"))
-}
-
-/// The one shard of a statement of a batch.
-fn required_shard(shards: &[usize]) -> Result<usize, Error> {
-    match shards {
-        [shard] => Ok(*shard),
-        _ => Err(write::across()),
-    }
 }
 
 fn check_count(expected: usize, params: &[Value]) -> Result<(), Error> {

@@ -23,7 +23,7 @@ impl Shared {
             Read::Pinned { pins, sql, otherwise } => {
                 let mut shards = Vec::new();
                 for pin in pins {
-                    shards.extend(self.resolve(pin, params)?);
+                    shards.extend(self.resolve_in(pin, params, call)?);
                 }
                 shards.sort_unstable();
                 shards.dedup();
@@ -34,7 +34,7 @@ impl Shared {
                     _ => (shards, sql),
                 }
             }
-            Read::Concatenate { target, sql } => (self.resolve(target, params)?, sql),
+            Read::Concatenate { target, sql } => (self.resolve_in(target, params, call)?, sql),
             Read::Merge(merge) => return self.merge(merge, params, width, max_bytes, call).await,
             Read::Gather(gather) => return self.gather(gather, params, width, max_bytes, call).await,
         };

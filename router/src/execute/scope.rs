@@ -9,6 +9,7 @@ use dosql_proto::{Error, ErrorCode, ExplainResponse, QueryOptions, QueryStats, R
 use prost::Message;
 
 use super::Shared;
+use crate::transaction::Transaction;
 
 /// A request's call (deadline, trace, caller), how its statements are to be run, and where what they take is noted.
 #[derive(Clone)]
@@ -20,6 +21,8 @@ pub(crate) struct Scope {
     given: Rc<Cell<(u64, u64)>>,
     /// When the request came, on the host's timer.
     began_ns: u64,
+    /// The transaction it belongs to, where that goes on.
+    transaction: Option<Rc<Transaction>>,
 }
 
 impl Deref for Scope {
@@ -40,6 +43,21 @@ impl Scope {
     pub(super) fn analyzed(&self) -> Self {
         let options = QueryOptions { max_rows: 0, max_bytes: 0, ..(*self.options).clone() };
         Self { profile: Some(Rc::default()), options: Rc::new(options), given: Rc::default(), ..self.clone() }
+    }
+
+    /// The call, with a deadline `timeout_ms` from now at the latest.
+    pub(super) fn limited(&self, now_ms: u64, timeout_ms: u64) -> Call {
+        self.call.within(now_ms, timeout_ms)
+    }
+
+    /// The same within a transaction.
+    pub(super) fn within(&self, transaction: Option<Rc<Transaction>>) -> Self {
+        Self { transaction, ..self.clone() }
+    }
+
+    /// The transaction it belongs to, where that goes on.
+    pub(super) fn transaction(&self) -> Option<&Rc<Transaction>> {
+        self.transaction.as_ref()
     }
 
     /// Changes the notes, where some are taken.
@@ -112,6 +130,7 @@ impl Shared {
             options: Rc::new(options),
             given: Rc::default(),
             began_ns: self.context.timer_ns(),
+            transaction: None,
         }
     }
 

@@ -8,6 +8,7 @@ use dosql_proto::{
 
 use super::scope::{encoded, lower};
 use super::{Scope, Shared, shards};
+use crate::transaction::contended;
 
 /// What a shard is asked.
 #[derive(Clone)]
@@ -66,16 +67,31 @@ impl Shared {
             step,
             table: table.to_owned(),
         };
+        let transaction = match scope.transaction() {
+            Some(transaction) => Some(self.join_for_read(transaction, shard, scope).await?),
+            None => None,
+        };
         let query = ShardQuery {
             statement: Some(statement),
+            strict: transaction.is_some(),
+            transaction,
             max_batch_bytes: max_bytes,
             max_rows: lower(max_rows, scope.rows_wanted()),
             cursor: rows.cursor,
             ..ShardQuery::default()
         };
         let began_ns = self.context.timer_ns();
-        let batch = shards::batch(self.ask(shard, Request::Query(query), scope).await?)?;
+        let asked = self.ask(shard, Request::Query(query), scope).await.and_then(shards::batch);
+        if let (Some(transaction), Err(error)) = (scope.transaction(), &asked)
+            && contended(error)
+        {
+            transaction.fail(error);
+        }
+        let batch = asked?;
         rows.cursor = batch.cursor;
+        if let Some(transaction) = scope.transaction() {
+            transaction.note_read(shard, batch.lsn)?;
+        }
         self.note_batch(&rows, &batch, began_ns, scope);
         Ok((batch.rows, rows))
     }

@@ -13,12 +13,15 @@ use super::{Scope, Shared};
 /// First pause before a retry, in milliseconds; doubles up to [`LONGEST_PAUSE_MS`].
 const SHORTEST_PAUSE_MS: u64 = 10;
 const LONGEST_PAUSE_MS: u64 = 2_000;
+/// The same where a transaction holds a lock; a part of it at random, so that those who wait do not return together.
+const SHORTEST_LOCK_PAUSE_MS: u64 = 4;
+const LONGEST_LOCK_PAUSE_MS: u64 = 64;
 
 impl Shared {
     /// Asks a shard once.
     pub(super) async fn ask_once(&self, shard: usize, request: Request, call: &Scope) -> Result<Reply, Error> {
         let name = self.catalog.borrow().shards[shard].clone();
-        let call = call.within(self.context.now_ms(), self.shard_timeout_ms);
+        let call = call.limited(self.context.now_ms(), self.shard_timeout_ms);
         let request = ShardRequest { request: Some(request), ..ShardRequest::default() };
         let reply = self.context.ask::<ShardProtocol>(&name, request, &call).await?;
         reply.reply.ok_or_else(|| Error::internal(format!("{name} gave an empty reply")))
@@ -26,11 +29,35 @@ impl Shared {
 
     /// Asks a shard something that may safely be asked again: again and again, until the call's deadline.
     pub(super) async fn ask(&self, shard: usize, request: Request, call: &Scope) -> Result<Reply, Error> {
+        self.ask_patiently(shard, request, self.context.settings().lock_timeout_ms, call).await
+    }
+
+    /// Like [`ask`](Self::ask), but waits at most `patience_ms` for a lock that a transaction holds there.
+    pub(super) async fn ask_patiently(
+        &self,
+        shard: usize,
+        request: Request,
+        patience_ms: u64,
+        call: &Scope,
+    ) -> Result<Reply, Error> {
         let mut pause_ms = SHORTEST_PAUSE_MS;
+        let mut lock_pause_ms = SHORTEST_LOCK_PAUSE_MS;
+        let began_ms = self.context.now_ms();
         loop {
             let error = match self.ask_once(shard, request.clone(), call).await {
                 Ok(reply) => return Ok(reply),
                 Err(error) if transient(&error) => error,
+                Err(error) if error.code() == ErrorCode::LockTimeout => {
+                    let pause = 1 + self.context.random_u64() % lock_pause_ms;
+                    let now_ms = self.context.now_ms();
+                    let late = call.deadline_ms != 0 && now_ms + pause >= call.deadline_ms;
+                    if late || now_ms + pause > began_ms + patience_ms {
+                        return Err(error);
+                    }
+                    self.context.sleep(Duration::from_millis(pause)).await;
+                    lock_pause_ms = (lock_pause_ms * 2).min(LONGEST_LOCK_PAUSE_MS);
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             // Half of it at random, so that those who failed together do not return together.

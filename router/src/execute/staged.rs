@@ -80,7 +80,7 @@ impl Shared {
         let bookmark = match parts.is_empty() {
             true => String::new(),
             false => {
-                let done = self.write_parts(parts, request_id, call).await?;
+                let done = self.atomically(parts, request_id, call).await?;
                 self.bookmark(done.iter().map(|(shard, executed)| (*shard, executed.lsn)))
             }
         };
@@ -106,7 +106,7 @@ impl Shared {
         for input in &staged.inputs {
             scratch.execute_batch(&input.create).map_err(sql_error)?;
             let (sql, used) = sql_text::compact_parameters(&input.sql, params);
-            for shard in self.resolve(&input.target, params)? {
+            for shard in self.resolve_in(&input.target, params, call)? {
                 let statement = Statement { sql: sql.clone(), params: used.clone() };
                 let asked =
                     Asked { shard, statement, max_bytes: BATCH_BYTES, max_rows: 0, step: "read", table: &input.table };
@@ -117,7 +117,7 @@ impl Shared {
         for (place, table) in staged.tables.iter().enumerate() {
             scratch.execute_batch(&table.create).map_err(sql_error)?;
             let (sql, used) = sql_text::compact_parameters(&table.select, params);
-            for shard in self.resolve(&table.target, params)? {
+            for shard in self.resolve_in(&table.target, params, call)? {
                 let statement = Statement { sql: sql.clone(), params: used.clone() };
                 let asked =
                     Asked { shard, statement, max_bytes: BATCH_BYTES, max_rows: 0, step: "read", table: &table.name };

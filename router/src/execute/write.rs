@@ -1,12 +1,14 @@
-//! Writes. Each shard's part is one transaction, and is remembered there under the request's id: a request that failed half
-//! way is completed by sending it again with the same id. Parts on different shards are not one transaction together.
+//! Writes. What is on one shard is one transaction there, and is remembered there under the request's id; what is on several is
+//! one transaction over all of them.
+
+use std::rc::Rc;
 
 use dosql_proto::{
     BatchResponse, Error, ErrorCode, ExecuteResponse, Row, ShardExecuted, Statement, StatementResult, Value,
 };
 use sqlparser::ast::{Expr, SetExpr, Value as Literal};
 
-use super::{Scope, Shared, check_count, required_shard};
+use super::{Scope, Shared, check_count};
 use crate::catalog::unsupported;
 use crate::plan::{Insert, InsertSource, KeySource, Plan, Read, Step, Target, rows_of};
 use crate::sql_text;
@@ -25,6 +27,9 @@ impl Shared {
         request_id: String,
         call: &Scope,
     ) -> Result<ExecuteResponse, Error> {
+        if call.transaction().is_some() && matches!(plan.step, Step::Ddl { .. } | Step::AlterVSchema(_)) {
+            return Err(unsupported("a schema change within a transaction is not supported"));
+        }
         let chosen = !request_id.is_empty();
         let request_id = self.request_id(request_id);
         match &plan.step {
@@ -43,6 +48,34 @@ impl Shared {
             return Box::pin(self.write(&anew, statement, request_id, call)).await;
         }
         let _inside = inside;
+        let reads = match &plan.step {
+            Step::Insert(insert) => matches!(insert.source, InsertSource::Select { .. }),
+            Step::Staged(_) => true,
+            _ => false,
+        };
+        if reads {
+            // What it reads and what it writes are one transaction.
+            let (mut response, lsns) = self
+                .transact(&request_id, call, |scope| {
+                    let (statement, request_id) = (statement.clone(), request_id.clone());
+                    async move { self.write_parts_of(plan, statement, &request_id, &scope).await }
+                })
+                .await?;
+            if !lsns.is_empty() {
+                response.bookmark = self.bookmark(lsns);
+            }
+            return Ok(response);
+        }
+        self.write_parts_of(plan, statement, &request_id, call).await
+    }
+
+    async fn write_parts_of(
+        &self,
+        plan: &Plan,
+        statement: Statement,
+        request_id: &str,
+        call: &Scope,
+    ) -> Result<ExecuteResponse, Error> {
         let params = statement.params;
         let (parts, reference) = match &plan.step {
             Step::Write { target, sql, reference } => {
@@ -57,11 +90,17 @@ impl Shared {
                 Some(parts) => (parts, insert.is_reference()),
                 None => {
                     let staged = insert.otherwise.as_ref().ok_or_else(|| Error::internal("no other way to INSERT"))?;
-                    return self.write_staged(staged, plan.columns.clone(), &params, &request_id, call).await;
+                    let params = &params;
+                    let (response, _) = self
+                        .transact(request_id, call, |scope| async move {
+                            self.write_staged(staged, plan.columns.clone(), params, request_id, &scope).await
+                        })
+                        .await?;
+                    return Ok(response);
                 }
             },
             Step::Staged(staged) => {
-                return self.write_staged(staged, plan.columns.clone(), &params, &request_id, call).await;
+                return self.write_staged(staged, plan.columns.clone(), &params, request_id, call).await;
             }
             _ => return Err(Error::internal("the plan does not write")),
         };
@@ -69,7 +108,11 @@ impl Shared {
             true => Some(self.copying.lock().await),
             false => None,
         };
-        let done = self.write_parts(parts, &request_id, call).await?;
+        let upkeep = matches!(&plan.step, Step::Write { sql, .. } if maintains(sql));
+        let done = match upkeep && call.transaction().is_none() {
+            true => self.write_parts(parts, request_id, call).await?,
+            false => self.atomically(parts, request_id, call).await?,
+        };
         let bookmark = self.bookmark(done.iter().map(|(shard, executed)| (*shard, executed.lsn)));
         let mut result = StatementResult { columns: plan.columns.clone(), ..StatementResult::default() };
         for (_, executed) in done {
@@ -89,7 +132,7 @@ impl Shared {
         Ok(ExecuteResponse { result: Some(result), bookmark })
     }
 
-    /// Sends each shard its part.
+    /// Sends each shard its part, which it commits by itself.
     pub(super) async fn write_parts(
         &self,
         parts: Vec<(usize, Vec<Statement>)>,
@@ -230,7 +273,7 @@ impl Shared {
             .map(Some)
     }
 
-    /// Runs several statements as one transaction, which must be on one shard.
+    /// Runs several statements as one transaction.
     pub(super) async fn write_batch(
         &self,
         statements: Vec<Statement>,
@@ -239,101 +282,182 @@ impl Shared {
     ) -> Result<BatchResponse, Error> {
         let request_id = self.request_id(request_id);
         let (_inside, _) = self.gate.enter().await;
-        let mut place: Option<usize> = None;
-        let mut sent = Vec::with_capacity(statements.len());
-        let mut columns = Vec::with_capacity(statements.len());
-        let mut anywhere = true;
-        for (index, statement) in statements.into_iter().enumerate() {
-            let named =
-                |error: Error| Error { message: format!("statement {}: {}", index + 1, error.message), ..error };
-            let plan = self.plan(&statement.sql, call).map_err(named)?;
-            check_count(plan.parameter_count, &statement.params).map_err(named)?;
-            let (shards, any) = self.batch_shards(&plan, &statement, call).await.map_err(named)?;
-            columns.push((plan.columns.clone(), self.plan_asked(&statement.sql, &statement.params, call)));
-            if !any {
-                let shard = required_shard(&shards).map_err(named)?;
-                if place.is_some_and(|place| place != shard) {
-                    return Err(named(across()));
-                }
-                place = Some(shard);
-                anywhere = false;
-            }
-            sent.push(statement);
-        }
-        if sent.is_empty() {
+        if statements.is_empty() {
             return Ok(BatchResponse::default());
         }
-        let shard = match place {
-            Some(shard) => shard,
-            None => self.resolve(&Target::Any, &[])?.first().copied().unwrap_or_default(),
+        let mut plans = Vec::with_capacity(statements.len());
+        for (index, statement) in statements.iter().enumerate() {
+            let plan = self.plan(&statement.sql, call).map_err(|error| in_batch(index, error))?;
+            check_count(plan.parameter_count, &statement.params)
+                .and_then(|()| refuse_in_batch(&plan))
+                .map_err(|error| in_batch(index, error))?;
+            plans.push(plan);
+        }
+        let place = match call.transaction() {
+            Some(_) => None,
+            None => self.one_shard(&plans, &statements, call).await?,
         };
-        let id = if anywhere { String::new() } else { self.part_id(&request_id, shard) };
-        let done = self.execute_on(shard, sent, id, call).await?;
+        match place {
+            Some((shard, writes)) => self.batch_on(shard, writes, &plans, statements, &request_id, call).await,
+            None => self.batch_anywhere(&plans, statements, &request_id, call).await,
+        }
+    }
+
+    /// A batch that one shard can run by itself.
+    async fn batch_on(
+        &self,
+        shard: usize,
+        writes: bool,
+        plans: &[Rc<Plan>],
+        statements: Vec<Statement>,
+        request_id: &str,
+        call: &Scope,
+    ) -> Result<BatchResponse, Error> {
+        let id = if writes { self.part_id(request_id, shard) } else { String::new() };
+        let explained: Vec<_> =
+            statements.iter().map(|statement| self.plan_asked(&statement.sql, &statement.params, call)).collect();
+        let done = self.execute_on(shard, statements, id, call).await?;
         let bookmark = self.bookmark([(shard, done.lsn)]);
         let results = done
             .results
             .into_iter()
-            .zip(columns)
-            .map(|(result, (columns, query_plan))| StatementResult { columns, query_plan, ..result })
+            .zip(plans.iter().zip(explained))
+            .map(|(result, (plan, query_plan))| StatementResult { columns: plan.columns.clone(), query_plan, ..result })
             .collect();
         Ok(BatchResponse { results, bookmark })
     }
 
-    /// The shards a statement of a batch runs on, and whether any one would do.
+    /// A batch over several shards.
+    async fn batch_anywhere(
+        &self,
+        plans: &[Rc<Plan>],
+        statements: Vec<Statement>,
+        request_id: &str,
+        call: &Scope,
+    ) -> Result<BatchResponse, Error> {
+        let statements = &statements;
+        let (mut response, lsns) = self
+            .transact(request_id, call, |scope| async move {
+                let mut results = Vec::with_capacity(statements.len());
+                for (index, (plan, statement)) in plans.iter().zip(statements).enumerate() {
+                    let done = self.batch_statement(plan, statement.clone(), request_id, &scope).await;
+                    results.push(done.map_err(|error| in_batch(index, error))?);
+                }
+                Ok(BatchResponse { results, bookmark: String::new() })
+            })
+            .await?;
+        response.bookmark = self.bookmark(lsns);
+        Ok(response)
+    }
+
+    async fn batch_statement(
+        &self,
+        plan: &Plan,
+        statement: Statement,
+        request_id: &str,
+        scope: &Scope,
+    ) -> Result<StatementResult, Error> {
+        let query_plan = self.plan_asked(&statement.sql, &statement.params, scope);
+        if plan.writes() {
+            let done = self.write_parts_of(plan, statement, request_id, scope).await?;
+            return Ok(StatementResult { query_plan, ..done.result.unwrap_or_default() });
+        }
+        let (rows, cursor) = self.rows(plan, statement, super::MAX_BATCH_BYTES, scope).await?;
+        if cursor.is_some() {
+            let message = format!("the result has more than {} bytes; use Query", super::MAX_BATCH_BYTES);
+            return Err(Error::new(ErrorCode::TooLarge, message));
+        }
+        Ok(StatementResult { columns: plan.columns.clone(), rows, query_plan, ..StatementResult::default() })
+    }
+
+    /// The one shard that a batch's statements can all run on as they are, where there is one, and whether they write.
+    async fn one_shard(
+        &self,
+        plans: &[Rc<Plan>],
+        statements: &[Statement],
+        call: &Scope,
+    ) -> Result<Option<(usize, bool)>, Error> {
+        let mut place: Option<usize> = None;
+        let mut writes = false;
+        for (index, (plan, statement)) in plans.iter().zip(statements).enumerate() {
+            let shards = self.batch_shards(plan, statement, call).await.map_err(|error| in_batch(index, error))?;
+            writes |= plan.writes();
+            match shards.as_deref() {
+                // Any shard will do.
+                Some([]) => {}
+                Some([shard]) if place.is_none_or(|known| known == *shard) => place = Some(*shard),
+                _ => return Ok(None),
+            }
+        }
+        let anywhere = || self.resolve(&Target::Any, &[]).map(|shards| shards.first().copied().unwrap_or_default());
+        Ok(Some((place.map_or_else(anywhere, Ok)?, writes)))
+    }
+
+    /// The shards that can run a statement as it is; none where any can; `None` where it must be taken apart.
     async fn batch_shards(
         &self,
         plan: &Plan,
         statement: &Statement,
         call: &Scope,
-    ) -> Result<(Vec<usize>, bool), Error> {
-        match &plan.step {
+    ) -> Result<Option<Vec<usize>>, Error> {
+        Ok(match &plan.step {
             Step::Read(Read::Pinned { pins, .. }) => {
-                if pins.iter().all(|pin| *pin == Target::Any) {
-                    return Ok((Vec::new(), true));
-                }
                 let mut shards = Vec::new();
-                for pin in pins {
+                for pin in pins.iter().filter(|pin| **pin != Target::Any) {
                     shards.extend(self.resolve(pin, &statement.params)?);
                 }
+                shards.sort_unstable();
                 shards.dedup();
-                Ok((shards, false))
+                Some(shards)
             }
             Step::Read(Read::Concatenate { target, .. }) | Step::Write { target, .. } => {
-                Ok((self.resolve(target, &statement.params)?, false))
+                Some(self.resolve(target, &statement.params)?)
             }
-            Step::Read(Read::Merge(merge)) => Ok((self.resolve(&merge.target, &statement.params)?, false)),
+            Step::Read(Read::Merge(merge)) => Some(self.resolve(&merge.target, &statement.params)?),
             Step::Read(Read::Gather(gather)) => match gather.inputs.as_slice() {
-                [input] => Ok((self.resolve(&input.target, &statement.params)?, false)),
-                _ => Err(across()),
+                [input] => Some(self.resolve(&input.target, &statement.params)?),
+                _ => None,
             },
             Step::Insert(insert) => {
-                if insert
+                let computed = insert
                     .keys
                     .as_ref()
-                    .is_some_and(|keys| keys.values.iter().any(|key| matches!(key, KeySource::Expression(_))))
-                {
-                    return Err(unsupported(
-                        "a batch whose INSERT computes its sharding key is not supported: give the value",
-                    ));
+                    .is_some_and(|keys| keys.values.iter().any(|key| matches!(key, KeySource::Expression(_))));
+                match insert.source {
+                    InsertSource::Values if !computed => {
+                        let parts = self.insert_parts(insert, statement.params.clone(), call).await?;
+                        parts.map(|parts| parts.into_iter().map(|(shard, _)| shard).collect())
+                    }
+                    _ => None,
                 }
-                let InsertSource::Values = insert.source else {
-                    return Err(unsupported("INSERT ... SELECT in a batch is not supported on several shards"));
-                };
-                let parts = self.insert_parts(insert, statement.params.clone(), call).await?;
-                let parts = parts.ok_or_else(across)?;
-                Ok((parts.into_iter().map(|(shard, _)| shard).collect(), false))
             }
-            Step::Staged(_) => Err(across()),
-            Step::Generate(_) => Err(unsupported(
-                "an INSERT in a batch into a table whose column a sequence fills is not supported: send it by itself",
-            )),
-            Step::Ddl { .. } | Step::AlterVSchema(_) => {
-                Err(unsupported("a schema change in a batch is not supported: send it by itself"))
-            }
-            Step::Catalog { .. } | Step::Pragma { .. } | Step::Explain { .. } | Step::Show(_) => {
-                Err(unsupported("PRAGMA, EXPLAIN and sqlite_schema in a batch are not supported"))
-            }
+            _ => None,
+        })
+    }
+}
+
+/// Whether a statement changes no rows, but what SQLite knows of them: each shard does that for itself.
+fn maintains(sql: &str) -> bool {
+    sql_text::leading_words(sql, 1).first().is_some_and(|word| word == "ANALYZE" || word == "REINDEX")
+}
+
+/// Says which statement of a batch an error is about.
+fn in_batch(index: usize, error: Error) -> Error {
+    Error { message: format!("statement {}: {}", index + 1, error.message), ..error }
+}
+
+fn refuse_in_batch(plan: &Plan) -> Result<(), Error> {
+    match &plan.step {
+        Step::Ddl { .. } | Step::AlterVSchema(_) => {
+            Err(unsupported("a schema change in a batch is not supported: send it by itself"))
         }
+        Step::Generate(_) => Err(unsupported(
+            "an INSERT in a batch into a table whose column a sequence fills is not supported: send it by itself",
+        )),
+        Step::Catalog { .. } | Step::Pragma { .. } | Step::Explain { .. } | Step::Show(_) => {
+            Err(unsupported("PRAGMA, EXPLAIN and sqlite_schema in a batch are not supported"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -342,10 +466,6 @@ impl Insert {
     fn is_reference(&self) -> bool {
         self.keys.is_none() && self.target == Target::All
     }
-}
-
-pub(super) fn across() -> Error {
-    unsupported("a batch over several shards is not supported: its statements must all be on one shard")
 }
 
 /// INSERTs of selected rows, each within SQLite's limit of parameters, with the original's conflict clauses and RETURNING.

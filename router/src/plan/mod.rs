@@ -336,7 +336,7 @@ fn refuse(first: &str, words: &[String]) -> Result<(), Error> {
     ];
     match first {
         "BEGIN" | "COMMIT" | "END" | "ROLLBACK" | "SAVEPOINT" | "RELEASE" => Err(unsupported(format!(
-            "{first} is not supported: a statement is a transaction; send several as one Batch"
+            "{first} is not supported outside a session: a statement is a transaction; send several as one Batch, or open a session"
         ))),
         "ATTACH" | "DETACH" | "VACUUM" => Err(unsupported(format!("{first} is not supported"))),
         "PRAGMA" => {

@@ -11,6 +11,7 @@ mod limits;
 mod oracle;
 mod plans;
 mod sequences;
+mod transactions;
 mod vindexes;
 mod vschema;
 

@@ -2,6 +2,7 @@
 
 mod apply;
 mod replay;
+mod transactions;
 
 use std::rc::Rc;
 

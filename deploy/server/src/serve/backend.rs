@@ -6,10 +6,10 @@ use dosql_actors::host::actix::Client;
 use dosql_actors::runtime::Call;
 use dosql_proto::{
     BatchRequest, BatchResponse, CdcProtocol, CdcRequest, CdcStatus, CdcStatusRequest, ChangeBatch, CloseRequest,
-    Error, ExecuteRequest, ExecuteResponse, ExplainRequest, ExplainResponse, FetchRequest, FlushLake, LakeFlushed,
-    LakeProtocol, LakeRequest, LakeStatus, LakeStatusRequest, LoadRequest, LoadResponse, PollChanges, QueryRequest,
-    RouterProtocol, RouterRequest, RowBatch, Statement, SubscribeRequest, cdc_reply, cdc_request, lake_reply,
-    lake_request, router_reply, router_request,
+    CloseSession, Error, ExecuteRequest, ExecuteResponse, ExplainRequest, ExplainResponse, FetchRequest, FlushLake,
+    LakeFlushed, LakeProtocol, LakeRequest, LakeStatus, LakeStatusRequest, LoadRequest, LoadResponse, OpenSession,
+    PollChanges, QueryRequest, RouterProtocol, RouterRequest, RowBatch, SessionClosed, SessionOpened, Statement,
+    SubscribeRequest, cdc_reply, cdc_request, lake_reply, lake_request, router_reply, router_request,
 };
 use tokio::sync::watch;
 
@@ -99,6 +99,22 @@ impl Backend {
         }
     }
 
+    /// Opens a session.
+    pub(super) async fn open_session(&self) -> Result<SessionOpened, Error> {
+        match self.ask_router(router_request::Request::OpenSession(OpenSession {}), 0).await? {
+            router_reply::Reply::Session(opened) => Ok(opened),
+            _ => Err(unexpected("router")),
+        }
+    }
+
+    /// Closes a session, if it is open.
+    pub(super) async fn close_session(&self, session: String) -> Result<(), Error> {
+        match self.ask_router(router_request::Request::CloseSession(CloseSession { session }), 0).await? {
+            router_reply::Reply::SessionClosed(SessionClosed {}) => Ok(()),
+            _ => Err(unexpected("router")),
+        }
+    }
+
     /// Runs a statement and returns its first rows, and the rest of the result where there is more.
     pub(super) async fn query(&self, request: QueryRequest) -> Result<(RowBatch, OpenResult), Error> {
         let mut result = OpenResult { backend: self.clone(), cursor: 0, timeout_ms: request.timeout_ms };
@@ -165,6 +181,11 @@ pub(super) struct OpenResult {
 }
 
 impl OpenResult {
+    /// Whether everything has been read.
+    pub(super) fn is_done(&self) -> bool {
+        self.cursor == 0
+    }
+
     async fn ask(&mut self, request: router_request::Request) -> Result<RowBatch, Error> {
         match self.backend.ask_router(request, self.timeout_ms).await? {
             router_reply::Reply::Rows(batch) => {

@@ -4,8 +4,9 @@ use axum::response::Response;
 use dosql_proto::cdc_service_server::{CdcService, CdcServiceServer};
 use dosql_proto::query_service_server::{QueryService, QueryServiceServer};
 use dosql_proto::{
-    BatchRequest, BatchResponse, ChangeBatch, DESCRIPTORS, ERROR_CODE_METADATA, Error, ErrorCode, ExecuteRequest,
-    ExecuteResponse, ExplainRequest, ExplainResponse, LoadRequest, LoadResponse, QueryRequest, QueryResponse, RowBatch,
+    BatchRequest, BatchResponse, ChangeBatch, CloseSession, DESCRIPTORS, ERROR_CODE_METADATA, Error, ErrorCode,
+    ExecuteRequest, ExecuteResponse, ExplainRequest, ExplainResponse, LoadRequest, LoadResponse, OpenSession,
+    QueryRequest, QueryResponse, RowBatch, SessionClosed, SessionOpened, SessionRequest, SessionResponse,
     SubscribeRequest,
 };
 use futures_util::stream::{BoxStream, StreamExt as _, TryStreamExt as _, try_unfold};
@@ -14,6 +15,7 @@ use tonic::{Code, Request, Status, Streaming};
 
 use super::backend::Backend;
 use super::changes::Changes;
+use super::conversation::Conversation;
 
 /// Longest request, in bytes; as long as the body of an HTTP request.
 pub(super) const LARGEST_REQUEST: usize = 32 << 20;
@@ -52,6 +54,7 @@ struct Queries {
 #[tonic::async_trait]
 impl QueryService for Queries {
     type QueryStream = BoxStream<'static, Result<QueryResponse, Status>>;
+    type SessionStream = BoxStream<'static, Result<SessionResponse, Status>>;
     type LoadStream = BoxStream<'static, Result<LoadResponse, Status>>;
 
     async fn execute(&self, request: Request<ExecuteRequest>) -> Result<tonic::Response<ExecuteResponse>, Status> {
@@ -73,6 +76,23 @@ impl QueryService for Queries {
         Ok(tonic::Response::new(self.backend.explain(request.into_inner(), 0).await?))
     }
 
+    async fn session(
+        &self,
+        request: Request<Streaming<SessionRequest>>,
+    ) -> Result<tonic::Response<Self::SessionStream>, Status> {
+        let conversation = Conversation::open(self.backend.clone(), request.into_inner()).await?;
+        Ok(tonic::Response::new(try_unfold(conversation, Conversation::next).boxed()))
+    }
+
+    async fn open_session(&self, _: Request<OpenSession>) -> Result<tonic::Response<SessionOpened>, Status> {
+        Ok(tonic::Response::new(self.backend.open_session().await?))
+    }
+
+    async fn close_session(&self, request: Request<CloseSession>) -> Result<tonic::Response<SessionClosed>, Status> {
+        self.backend.close_session(request.into_inner().session).await?;
+        Ok(tonic::Response::new(SessionClosed {}))
+    }
+
     async fn load(
         &self,
         request: Request<Streaming<LoadRequest>>,
@@ -91,7 +111,7 @@ impl QueryService for Queries {
     }
 }
 
-fn response_of(batch: RowBatch) -> QueryResponse {
+pub(super) fn response_of(batch: RowBatch) -> QueryResponse {
     QueryResponse {
         columns: batch.columns,
         rows: batch.rows,
@@ -141,7 +161,7 @@ async fn type_foreign_status(response: Response) -> Response {
 }
 
 /// What tonic says, as an error of ours. It has no codes for these cases but its wording.
-fn error_of(status: &Status) -> Error {
+pub(super) fn error_of(status: &Status) -> Error {
     let message = status.message();
     match status.code() {
         Code::OutOfRange if message.contains("message length too large") => {

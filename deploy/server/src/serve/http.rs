@@ -16,6 +16,8 @@ use super::backend::{Backend, OpenResult};
 use super::grpc::LARGEST_REQUEST;
 use super::websocket;
 
+/// Names the session that a request belongs to.
+const SESSION_HEADER: &str = "dosql-session";
 /// A body that is too long is read up to here before it is answered, since many clients read no answer while they write.
 const LONGEST_DRAIN: usize = 1 << 30;
 
@@ -23,6 +25,7 @@ const WELCOME: &str = "\
 DoSQL
 
 POST /sql      {\"sql\": \"SELECT ?\", \"params\": [1], \"options\": {\"timeout\": 5000}}
+POST /session  a session: its token goes with each request as the header dosql-session, and DELETE /session ends it
 GET  /cdc      ?tables=a,b&from=latest&format=json   the change stream, as a WebSocket
 GET  /health   whether the server answers
 GET  /status   how far the change stream and the lake are
@@ -36,6 +39,7 @@ pub(super) fn routes(backend: &Backend, grpc: Routes) -> Router {
     Router::new()
         .route("/", get(async || WELCOME))
         .route("/sql", post(sql))
+        .route("/session", post(open_session).delete(close_session))
         .route("/health", get(health))
         .route("/status", get(status))
         .route("/flush", post(flush))
@@ -93,11 +97,35 @@ fn json(text: impl Into<Body>) -> Response {
 }
 
 async fn sql(State(backend): State<Backend>, request: Request) -> Result<Response, HttpError> {
+    let session = session_of(request.headers())?;
     let body = read_body(request).await?;
-    let request = query_from_json(&body)?;
+    let mut request = query_from_json(&body)?;
     drop(body);
+    request.session = session;
     let (first, rest) = backend.query(request).await?;
     Ok(json(Body::from_stream(pieces(first, rest))))
+}
+
+/// The session that a request names; "" where it names none.
+fn session_of(headers: &HeaderMap) -> Result<String, Error> {
+    let token = headers.get(SESSION_HEADER).map(HeaderValue::to_str).transpose();
+    let token = token.map_err(|_| Error::invalid(format!("{SESSION_HEADER} is not a session's token")))?;
+    Ok(token.unwrap_or_default().to_owned())
+}
+
+async fn open_session(State(backend): State<Backend>) -> Result<Response, HttpError> {
+    let opened = backend.open_session().await?;
+    let body = serde_json::json!({"session": opened.session, "idleTimeoutMs": opened.idle_timeout_ms});
+    Ok(json(body.to_string()))
+}
+
+async fn close_session(State(backend): State<Backend>, headers: HeaderMap) -> Result<Response, HttpError> {
+    let session = session_of(&headers)?;
+    if session.is_empty() {
+        return Err(Error::invalid(format!("the header {SESSION_HEADER} must name the session to close")).into());
+    }
+    backend.close_session(session).await?;
+    Ok(json("{}"))
 }
 
 /// The JSON text of a result, a piece for each batch of rows, each made when the client has taken the one before.

@@ -2,6 +2,7 @@
 
 mod backend;
 mod changes;
+mod conversation;
 mod grpc;
 mod http;
 mod listen;

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::Args;
 use dosql_proto::query_service_client::QueryServiceClient;
 use dosql_proto::value::Kind;
-use dosql_proto::{Error, QueryRequest, QueryResponse, Statement};
+use dosql_proto::{Error, ErrorCode, OpenSession, QueryRequest, QueryResponse, Statement};
 use tonic::Streaming;
 use tonic::transport::Channel;
 
@@ -69,7 +69,7 @@ pub(crate) async fn run(options: Options) -> ExitCode {
 }
 
 async fn run_statements(options: Options) -> Result<(), ShellError> {
-    let mut session = Session { client: connect(&options.url).await?, format: options.format };
+    let mut session = Session::new(connect(&options.url).await?, options.format);
     let mut stdout = io::BufWriter::new(io::stdout());
     if let Some(sql) = options.sql {
         return session.run_script(sql.as_bytes(), &mut stdout, false).await;
@@ -81,16 +81,60 @@ async fn run_statements(options: Options) -> Result<(), ShellError> {
     session.run_script(stdin.lock(), &mut stdout, true).await
 }
 
+/// Whether a statement is one that only a session understands.
+fn needs_session(sql: &str) -> bool {
+    matches!(first_word(sql).as_str(), "BEGIN" | "SAVEPOINT" | "SET")
+}
+
+/// The first word of a statement, in upper case.
+fn first_word(sql: &str) -> String {
+    let word = sql.trim_start().split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
+    word.to_ascii_uppercase()
+}
+
 /// A connection, and how its results are written.
 pub(crate) struct Session {
     client: QueryServiceClient<Channel>,
     format: Format,
+    /// The server's session; "" while none is needed.
+    token: String,
+    /// Whether a transaction was begun in it and not ended.
+    in_transaction: bool,
 }
 
 impl Session {
+    fn new(client: QueryServiceClient<Channel>, format: Format) -> Self {
+        Self { client, format, token: String::new(), in_transaction: false }
+    }
+
     async fn query(&mut self, sql: &str) -> Result<Streaming<QueryResponse>, Error> {
+        if self.token.is_empty() && needs_session(sql) {
+            let opened = self.client.open_session(OpenSession {}).await.map_err(|status| Error::from(&status))?;
+            self.token = opened.into_inner().session;
+        }
+        let mut answer = self.query_once(sql).await;
+        if answer.as_ref().is_err_and(|error| error.code() == ErrorCode::UnknownSession) {
+            // It was idle too long. That a transaction was rolled back by that is the user's to know; nothing else is.
+            self.token = String::new();
+            if !std::mem::take(&mut self.in_transaction) {
+                answer = Box::pin(self.query(sql)).await;
+            }
+        } else if answer.is_ok() {
+            match first_word(sql).as_str() {
+                "BEGIN" | "SAVEPOINT" => self.in_transaction = true,
+                "COMMIT" | "END" | "ROLLBACK" if !sql.to_ascii_uppercase().contains(" TO ") => {
+                    self.in_transaction = false
+                }
+                _ => {}
+            }
+        }
+        answer
+    }
+
+    async fn query_once(&mut self, sql: &str) -> Result<Streaming<QueryResponse>, Error> {
         let statement = Statement { sql: sql.to_owned(), params: Vec::new() };
-        let request = QueryRequest { statement: Some(statement), ..QueryRequest::default() };
+        let request =
+            QueryRequest { statement: Some(statement), session: self.token.clone(), ..QueryRequest::default() };
         Ok(self.client.query(request).await.map_err(|status| Error::from(&status))?.into_inner())
     }
 

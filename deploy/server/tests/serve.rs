@@ -187,6 +187,40 @@ async fn grpc_is_answered_at_both_addresses() {
     }
 }
 
+#[test]
+fn options_of_a_request_are_heeded() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), &["--shards", "2", "--auto-shard", "primary-key"]);
+    server.sql("CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)", json!([]));
+    let ask = |body: Json| server.post("/sql", body.to_string().as_bytes());
+    let insert = json!({"sql": "INSERT INTO t VALUES (1, 'a'), (2, 'b'), (3, 'c')", "requestId": "once"});
+    for _ in 0..2 {
+        assert_eq!(ask(insert.clone()).1["rows_affected"], 3);
+    }
+
+    let (_, answer) = ask(json!({"sql": "SELECT v FROM t ORDER BY id", "options": {"explain": true, "profile": true}}));
+    assert_eq!(answer["rows"], json!([["a"], ["b"], ["c"]]));
+    assert_eq!(answer["queryPlan"]["route"], "scatter");
+    assert!(
+        answer["queryPlan"]["text"].as_str().unwrap().starts_with("merge the sorted rows of each shard"),
+        "{answer}"
+    );
+    let stats = &answer["stats"];
+    assert_eq!((&stats["rows"], stats["steps"].as_array().unwrap().len()), (&json!(3), 2), "{answer}");
+    assert!(stats["elapsedMs"].as_f64().unwrap() > 0.0 && stats["planningMs"].as_f64().unwrap() > 0.0, "{answer}");
+    let (_, plain) = ask(json!({"sql": "SELECT 1"}));
+    assert!(plain.get("queryPlan").is_none() && plain.get("stats").is_none(), "{plain}");
+
+    let (status, refused) = ask(json!({"sql": "SELECT * FROM t", "maxRows": 2}));
+    assert_eq!((status, &refused["error"]["code"]), (413, &json!("TOO_LARGE")), "{refused}");
+    assert_eq!(ask(json!({"sql": "SELECT * FROM t LIMIT 2", "maxRows": 2})).0, 200);
+    let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n";
+    let (status, late) = ask(json!({"sql": endless, "options": {"timeout": 200}}));
+    assert_eq!((status, &late["error"]["code"]), (504, &json!("DEADLINE_EXCEEDED")), "{late}");
+    let (_, wrong) = ask(json!({"sql": "SELECT 1", "options": {"profil": true}}));
+    assert_eq!(wrong["error"]["code"], "INVALID_REQUEST");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_arrive_and_resume() {
     let directory = tempfile::tempdir().unwrap();

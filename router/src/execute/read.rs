@@ -28,6 +28,7 @@ impl Shared {
                 shards.sort_unstable();
                 shards.dedup();
                 match otherwise {
+                    _ if pins.is_empty() => (self.resolve(&Target::Any, params)?, sql),
                     Some(gather) if shards.len() != 1 => {
                         return self.gather(gather, params, width, max_bytes, call).await;
                     }
@@ -66,6 +67,9 @@ impl Shared {
                 }
                 shards.sort_unstable();
                 shards.dedup();
+                if pins.is_empty() {
+                    shards = self.resolve(&Target::Any, params)?;
+                }
                 (otherwise.is_none() || shards.len() == 1).then_some((shards, sql))
             }
             Read::Concatenate { target, sql } => Some((self.resolve(target, params)?, sql)),

@@ -142,8 +142,13 @@ impl Text<'_> {
     fn read(&mut self, depth: usize, read: &Read) -> &'static str {
         match read {
             Read::Pinned { pins, sql, otherwise } => {
-                let route = pins.first().map_or("unsharded", route_of);
-                self.line(depth, &format!("{route}: the statement runs on one shard"));
+                let route = pins.first().map_or("none", route_of);
+                let what = if pins.is_empty() {
+                    "no row can match, so any shard will do"
+                } else {
+                    "the statement runs on one shard"
+                };
+                self.line(depth, &format!("{route}: {what}"));
                 for pin in pins {
                     self.target(depth + 1, pin);
                 }

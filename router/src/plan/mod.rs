@@ -8,6 +8,7 @@ mod dml;
 mod explain;
 mod generate;
 mod merge;
+mod never;
 mod predicate;
 mod select;
 mod show;
@@ -93,7 +94,8 @@ pub(crate) enum Step {
 /// How rows are read.
 #[derive(Debug)]
 pub(crate) enum Read {
-    /// Whole, on one shard: all of `pins` mean the same one. Otherwise `otherwise`.
+    /// Whole, on one shard: all of `pins` mean the same one. Otherwise `otherwise`. Without pins any shard will do, since no
+    /// row can match.
     Pinned { pins: Vec<Target>, sql: String, otherwise: Option<Box<Gather>> },
     /// Shard after shard, with nothing left to do.
     Concatenate { target: Target, sql: String },

@@ -10,7 +10,7 @@ use sqlparser::ast::{
 };
 
 use super::predicate::{self, FromClause};
-use super::{Gather, GatherKind, Input, Plan, Read, Step, Target, aggregate, merge, parse, placements};
+use super::{Gather, GatherKind, Input, Plan, Read, Step, Target, aggregate, merge, never, parse, placements};
 use crate::affinity::Affinity;
 use crate::catalog::{Catalog, Placement, Prepared, Table, unsupported};
 use crate::sql_text::{self, quote};
@@ -62,6 +62,9 @@ pub(super) fn read(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Result<
         && predicate::queries(query.as_ref()) == 1
         && from.tables.len() == mentioned(&tables, &from)
     {
+        if shards.is_empty() && never::is_never_true(&from, catalog) {
+            return Ok(Read::Pinned { pins: Vec::new(), sql: sql.to_owned(), otherwise: None });
+        }
         if shards.is_empty()
             && let Some(keys) = predicate::pin_all(&from)
         {

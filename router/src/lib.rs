@@ -12,6 +12,7 @@ mod catalog;
 mod execute;
 mod literals;
 mod plan;
+mod replicas;
 mod sql_text;
 mod transaction;
 pub mod vindex;

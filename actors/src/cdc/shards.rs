@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use dosql_proto::{
-    AckWal, CdcShardStatus, Error, LakePositions, ReadWal, ShardProtocol, ShardRequest, ShardStatusRequest, WalBatch,
-    WalRecord, shard_reply, shard_request,
+    AckWal, CdcShardStatus, Error, ErrorCode, LakePositions, ReadWal, RouterProtocol, RouterReply, RouterRequest,
+    ShardProtocol, ShardReply, ShardRequest, ShardStatusRequest, TopologyRequest, WalBatch, WalRecord, router_reply,
+    router_request, shard_reply, shard_request,
 };
 use futures_util::{StreamExt, stream};
 use prost::Message;
@@ -23,9 +24,14 @@ const PARALLEL: usize = 32;
 /// The consumer under which the lake's progress is acknowledged to the shards.
 const CONSUMER: &str = "lake";
 
+/// How long the router may take to say which members are primaries, in milliseconds.
+const TOPOLOGY_TIMEOUT_MS: u64 = 2_000;
+
 /// One shard as the change stream knows it.
 #[derive(Default)]
 struct ShardState {
+    /// Its primary, where the router has said which; "": the member that has the shard's name.
+    primary: String,
     /// Whether the shard itself has said where it stands.
     known: bool,
     last_lsn: u64,
@@ -51,6 +57,7 @@ pub(super) struct Shards {
     pub(super) ticks: News,
     /// Whether the lake has said where it stands.
     pub(super) lake_known: Cell<bool>,
+    topology_asked_ms: Cell<u64>,
 }
 
 impl Shards {
@@ -66,6 +73,7 @@ impl Shards {
             progress: News::default(),
             ticks: News::default(),
             lake_known: Cell::new(false),
+            topology_asked_ms: Cell::new(0),
         }
     }
 
@@ -143,10 +151,46 @@ impl Shards {
     }
 
     async fn ask(&self, name: &str, request: shard_request::Request) -> Result<shard_reply::Reply, Error> {
+        let member =
+            self.get(name, |state| if state.primary.is_empty() { name.to_owned() } else { state.primary.clone() });
         let call = Call::system().within(self.context.now_ms(), self.context.settings().shard_timeout_ms);
         let request = ShardRequest { request: Some(request), ..ShardRequest::default() };
-        let reply = self.context.ask::<ShardProtocol>(name, request, &call).await?;
-        reply.reply.ok_or_else(|| Error::internal(format!("{name} gave an empty answer")))
+        match self.context.ask::<ShardProtocol>(&member, request, &call).await {
+            Ok(ShardReply { reply: Some(shard_reply::Reply::Status(status)), .. })
+                if status.member.as_ref().is_some_and(|state| !state.primary.is_empty() && state.primary != member) =>
+            {
+                self.find_primaries().await;
+                Err(Error::retryable(ErrorCode::NotPrimary, format!("{member} is a replica"), 0))
+            }
+            Ok(reply) => reply.reply.ok_or_else(|| Error::internal(format!("{member} gave an empty answer"))),
+            Err(error) => {
+                if error.retryable {
+                    self.find_primaries().await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Has the router say which members are the shards' primaries; not more often than delivery is retried.
+    async fn find_primaries(&self) {
+        let now_ms = self.context.now_ms();
+        let settings = self.context.settings();
+        if now_ms < self.topology_asked_ms.get() + settings.cdc_retry_delay_ms {
+            return;
+        }
+        self.topology_asked_ms.set(now_ms);
+        let request = RouterRequest { request: Some(router_request::Request::Topology(TopologyRequest {})) };
+        let call = Call::system().within(now_ms, TOPOLOGY_TIMEOUT_MS);
+        match self.context.ask::<RouterProtocol>("default", request, &call).await {
+            Ok(RouterReply { reply: Some(router_reply::Reply::Topology(topology)) }) => {
+                for shard in topology.shards {
+                    self.with(&shard.shard, |state| state.primary = shard.primary);
+                }
+            }
+            Ok(_) => tracing::warn!("the router answered something else than the topology"),
+            Err(error) => tracing::debug!(%error, "the router does not say which members are primaries"),
+        }
     }
 
     /// Reads a shard's records after an LSN.
@@ -154,10 +198,18 @@ impl Shards {
         let max_bytes = u32::try_from(max_bytes).unwrap_or(u32::MAX);
         let known_lsn = self.last_lsn(name);
         match self
-            .ask(name, shard_request::Request::ReadWal(ReadWal { after_lsn, max_bytes, ..ReadWal::default() }))
+            .ask(
+                name,
+                shard_request::Request::ReadWal(ReadWal {
+                    after_lsn,
+                    max_bytes,
+                    replicated: true,
+                    ..ReadWal::default()
+                }),
+            )
             .await
         {
-            Ok(shard_reply::Reply::Wal(batch)) if batch.last_lsn < known_lsn => {
+            Ok(shard_reply::Reply::Wal(batch)) if batch.last_lsn < known_lsn && !batch.replicated => {
                 let now = batch.last_lsn;
                 Err(Error::internal(format!(
                     "{name} has lost records: it had committed LSN {known_lsn}, now {now} is its last"
@@ -176,9 +228,13 @@ impl Shards {
     pub(super) async fn retained(&self, name: &str) -> Result<(u64, u64), Error> {
         match self.ask(name, shard_request::Request::Status(ShardStatusRequest {})).await? {
             shard_reply::Reply::Status(status) => {
+                let Some(last_lsn) = status.replicated_lsn else {
+                    let message = format!("{name}: no replica has said how far it has come");
+                    return Err(Error::retryable(ErrorCode::Unavailable, message, 0));
+                };
                 self.with(name, |state| state.known = true);
-                self.committed(name, status.last_lsn);
-                Ok((status.oldest_lsn, status.last_lsn))
+                self.committed(name, last_lsn);
+                Ok((status.oldest_lsn, last_lsn))
             }
             _ => Err(Error::internal(format!("{name} answered something else than its status"))),
         }

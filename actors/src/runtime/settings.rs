@@ -134,6 +134,8 @@ pub struct Settings {
     pub replica_poll_ms: u64,
     /// `REPLICA_LOG_SIZE`: bytes of log that a shard keeps for a replica which is away, before that one must start over.
     pub replica_log_size: u64,
+    /// `REPLICA_BATCH_SIZE`: bytes of records or rows that a replica fetches at a time.
+    pub replica_batch_size: u32,
     /// `READ_STRATEGY`: see [`ReadStrategy`].
     pub read_strategy: ReadStrategy,
     /// `HEDGE_AFTER_MS`: after what time a read also asks another member that may answer it; 0: never.
@@ -173,6 +175,7 @@ impl Default for Settings {
             replicas_per_shard: 0,
             replica_poll_ms: 250,
             replica_log_size: 1 << 30,
+            replica_batch_size: 1 << 20,
             read_strategy: ReadStrategy::Nearest,
             hedge_after_ms: 0,
             region: String::new(),
@@ -224,6 +227,7 @@ impl Settings {
         read(&variable, "REPLICAS_PER_SHARD", &mut settings.replicas_per_shard, 0..=16)?;
         read(&variable, "REPLICA_POLL_MS", &mut settings.replica_poll_ms, 1..=60_000)?;
         read(&variable, "REPLICA_LOG_SIZE", &mut settings.replica_log_size, 65_536..=1 << 40)?;
+        read(&variable, "REPLICA_BATCH_SIZE", &mut settings.replica_batch_size, 256..=16 << 20)?;
         read(&variable, "HEDGE_AFTER_MS", &mut settings.hedge_after_ms, 0..=3_600_000)?;
         parse(&variable, "READ_STRATEGY", &mut settings.read_strategy)?;
         if let Some(text) = variable("DOSQL_REGION") {

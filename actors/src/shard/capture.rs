@@ -109,6 +109,7 @@ impl CapturedLog {
             changes: Vec::new(),
             schema_changes: self.schema_changes.clone(),
             sequences: self.sequences.clone(),
+            ..WalRecord::default()
         }
     }
 }

@@ -23,6 +23,14 @@ const FORGET_EVERY_MS: u64 = 10_000;
 const DEFAULT_READ_BYTES: usize = 1 << 20;
 const MAX_READ_BYTES: usize = 16 << 20;
 
+/// How many bytes of records are kept after every consumer has them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Keep {
+    pub(super) bytes: u64,
+    /// Where a replica lacks some of them.
+    pub(super) replica_bytes: u64,
+}
+
 /// Where the log stands. All methods run statements of the shard's own: the guard must have been told.
 pub(super) struct Log {
     /// LSN of the last record; 0 where there never was one.
@@ -35,6 +43,8 @@ pub(super) struct Log {
     acked: Option<u64>,
     /// Bytes of the kept records up to `acked`.
     acked_bytes: u64,
+    /// Up to where every replica has the records; they are kept for those that lack some, within a bound.
+    pub(super) held: Option<u64>,
     forgotten_ms: u64,
 }
 
@@ -78,6 +88,7 @@ impl Log {
             hlc: unsigned(hlc),
             acked: None,
             acked_bytes: 0,
+            held: None,
             forgotten_ms: 0,
         };
         log.acked = log.acknowledged(connection)?;
@@ -102,6 +113,49 @@ impl Log {
         self.last_lsn = lsn;
         self.hlc = hlc;
         if self.oldest_lsn == 0 {
+            self.oldest_lsn = lsn;
+        }
+        Ok(())
+    }
+
+    /// Begins a new log, which stands at a record of another one; 0 where that had none.
+    pub(super) fn reset(&mut self, connection: &Connection, record: Option<&WalRecord>) -> Result<(), Error> {
+        connection
+            .execute_batch(own_sql!(
+                "DELETE FROM _dosql_wal; DELETE FROM _dosql_requests; DELETE FROM _dosql_consumers; DELETE FROM _dosql_prepared"
+            ))
+            .map_err(sql_error)?;
+        (self.last_lsn, self.oldest_lsn, self.hlc) = (0, 0, 0);
+        (self.acked, self.acked_bytes, self.held) = (None, 0, None);
+        if let Some(record) = record {
+            self.last_lsn = record.lsn.saturating_sub(1);
+            self.append(connection, record.hlc, &record.encode_to_vec())?;
+        }
+        Ok(())
+    }
+
+    /// Adds records from before the oldest one, in their order: the last call's end where this one begins.
+    pub(super) fn put_before(&mut self, connection: &Connection, records: &[WalRecord]) -> Result<(), Error> {
+        let mut insert = connection
+            .prepare_cached(own_sql!("INSERT OR REPLACE INTO _dosql_wal (lsn, hlc, record) VALUES (?1, ?2, ?3)"))
+            .map_err(sql_error)?;
+        for record in records {
+            insert
+                .execute(params![signed(record.lsn), signed(record.hlc), record.encode_to_vec()])
+                .map_err(sql_error)?;
+            self.oldest_lsn = self.oldest_lsn.min(record.lsn);
+        }
+        Ok(())
+    }
+
+    /// Drops records before an LSN, except the last one.
+    pub(super) fn prune_before(&mut self, connection: &Connection, lsn: u64) -> Result<(), Error> {
+        let lsn = lsn.min(self.last_lsn);
+        if lsn > self.oldest_lsn {
+            connection
+                .prepare_cached(own_sql!("DELETE FROM _dosql_wal WHERE lsn < ?1"))
+                .and_then(|mut delete| delete.execute([signed(lsn)]))
+                .map_err(sql_error)?;
             self.oldest_lsn = lsn;
         }
         Ok(())
@@ -136,7 +190,11 @@ impl Log {
         Ok(batch)
     }
 
-    fn records_after(connection: &Connection, after: u64, max_bytes: usize) -> Result<Vec<WalRecord>, Error> {
+    pub(super) fn records_after(
+        connection: &Connection,
+        after: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<WalRecord>, Error> {
         let mut statement = connection
             .prepare_cached(own_sql!("SELECT record FROM _dosql_wal WHERE lsn > ?1 ORDER BY lsn"))
             .map_err(sql_error)?;
@@ -154,13 +212,8 @@ impl Log {
         Ok(records)
     }
 
-    /// Notes a consumer's acknowledgement, and prunes what no consumer needs beyond `keep_bytes`.
-    pub(super) fn acknowledge(
-        &mut self,
-        connection: &Connection,
-        request: &AckWal,
-        keep_bytes: u64,
-    ) -> Result<u64, Error> {
+    /// Notes a consumer's acknowledgement, and prunes what no consumer needs beyond what is to be kept.
+    pub(super) fn acknowledge(&mut self, connection: &Connection, request: &AckWal, keep: Keep) -> Result<u64, Error> {
         if request.consumer.is_empty() {
             return Err(Error::invalid("an acknowledgement must name its consumer"));
         }
@@ -168,10 +221,10 @@ impl Log {
             let (lsn, last) = (request.lsn, self.last_lsn);
             return Err(Error::invalid(format!("cannot acknowledge LSN {lsn}: the last one is {last}")));
         }
-        self.note(connection, request, keep_bytes).map_err(sql_error)
+        self.note(connection, request, keep).map_err(sql_error)
     }
 
-    fn note(&mut self, connection: &Connection, request: &AckWal, keep_bytes: u64) -> rusqlite::Result<u64> {
+    fn note(&mut self, connection: &Connection, request: &AckWal, keep: Keep) -> rusqlite::Result<u64> {
         let lsn: i64 = connection
             .prepare_cached(own_sql!(
                 "INSERT INTO _dosql_consumers (name, lsn) VALUES (?1, ?2) \
@@ -187,7 +240,7 @@ impl Log {
             self.bytes_between(connection, 0, acked)?
         };
         self.acked = Some(acked);
-        self.prune(connection, keep_bytes)?;
+        self.prune(connection, keep)?;
         Ok(unsigned(lsn))
     }
 
@@ -207,11 +260,11 @@ impl Log {
         Ok(unsigned(bytes))
     }
 
-    /// Drops the oldest acknowledged records until at most `keep_bytes` of acknowledged ones are kept. Never the last record:
+    /// Drops the oldest acknowledged records until at most so many bytes of acknowledged ones are kept. Never the last record:
     /// it tells where the log stands.
-    fn prune(&mut self, connection: &Connection, keep_bytes: u64) -> rusqlite::Result<()> {
+    fn prune(&mut self, connection: &Connection, keep: Keep) -> rusqlite::Result<()> {
         let limit = self.acked.unwrap_or(0).min(self.last_lsn.saturating_sub(1));
-        if self.acked_bytes <= keep_bytes || limit < self.oldest_lsn {
+        if self.acked_bytes <= keep.bytes || limit < self.oldest_lsn {
             return Ok(());
         }
         let mut drop_to = None;
@@ -219,9 +272,13 @@ impl Log {
             let mut oldest = connection
                 .prepare_cached(own_sql!("SELECT lsn, length(record) FROM _dosql_wal WHERE lsn <= ?1 ORDER BY lsn"))?;
             let mut rows = oldest.query([signed(limit)])?;
-            while self.acked_bytes > keep_bytes {
+            while self.acked_bytes > keep.bytes {
                 let Some(row) = rows.next()? else { break };
-                drop_to = Some(unsigned(row.get(0)?));
+                let lsn = unsigned(row.get(0)?);
+                if self.held.is_some_and(|held| lsn > held) && self.acked_bytes <= keep.replica_bytes.max(keep.bytes) {
+                    break;
+                }
+                drop_to = Some(lsn);
                 self.acked_bytes = self.acked_bytes.saturating_sub(unsigned(row.get(1)?));
             }
         }
@@ -275,7 +332,7 @@ impl Log {
             .prepare_cached(own_sql!(
                 "DELETE FROM _dosql_requests WHERE seq < \
                  max(coalesce((SELECT seq FROM _dosql_requests WHERE at >= ?1 ORDER BY seq LIMIT 1), \
-                              (SELECT max(seq) + 1 FROM _dosql_requests), 0), \
+                              (SELECT max(seq) FROM _dosql_requests), 0), \
                      coalesce((SELECT max(seq) FROM _dosql_requests), 0) + 1 - ?2)"
             ))
             .and_then(|mut delete| delete.execute([signed(cutoff), signed(MAX_REQUESTS)]))

@@ -131,6 +131,15 @@ impl Schema {
             .collect()
     }
 
+    /// Everything defined, by its kind, in an order in which it can be made.
+    pub(super) fn definitions(&self) -> Vec<(&str, TableStatus)> {
+        let of = |kind: &'static str| {
+            let objects = self.objects.iter().filter(move |(_, object)| object.kind == kind);
+            objects.map(move |(name, object)| (kind, TableStatus { name: name.clone(), sql: object.sql.clone() }))
+        };
+        ["table", "index", "view", "trigger"].into_iter().flat_map(of).collect()
+    }
+
     /// What the statement `sql` made of the schema `self` when it became `after`.
     pub(super) fn difference(&self, after: &Self, sql: &str) -> Option<Difference> {
         if self.objects == after.objects {

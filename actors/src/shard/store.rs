@@ -1,5 +1,8 @@
 //! A shard's database: writes as units within a group that one commit makes durable.
 
+mod following;
+mod member;
+mod snapshot;
 mod transactions;
 
 use std::cell::RefCell;
@@ -13,13 +16,14 @@ use rusqlite::limits::Limit;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ffi};
 
+pub(super) use self::member::Member;
 pub(super) use self::transactions::Doubt;
 use self::transactions::Writer;
 use super::apply::{self, Sequences};
 use super::capture::{Capture, MAX_RECORD_BYTES};
 use super::cursors::Cursors;
 use super::guard::{Guard, MAX_SQL_BYTES, check_text, may_roll_back, own_sql};
-use super::log::{Log, OWN_TABLES};
+use super::log::{Keep, Log, OWN_TABLES};
 use super::schema::{Difference, Schema, TableShape, UnseenRows, check_names, quote};
 use crate::runtime::Context;
 use crate::sql_value::{self, Param, sql_error};
@@ -53,6 +57,13 @@ pub(super) struct Store {
     /// Where AUTOINCREMENT stands.
     sequences: Sequences,
     pub(super) log: Log,
+    pub(super) member: Member,
+    /// Of a replica: the number of what it has taken over last.
+    taken: u64,
+    /// Of a replica: the last LSN of its primary, as far as it knows.
+    primary_lsn: u64,
+    /// Of a replica: when it is known to have been as its primary, in milliseconds since the epoch.
+    pub(super) fresh_at_ms: u64,
     /// Whether the unit that runs has changed the schema.
     schema_touched: bool,
     /// Requests whose effects the open transaction holds; `None` where none is open.
@@ -72,12 +83,13 @@ impl Store {
         connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
         connection.execute_batch("PRAGMA foreign_keys = ON").map_err(sql_error)?;
         let guard = Guard::install(&mut connection, context)?;
-        let (log, schema, sequences, writer) = {
+        let (log, schema, sequences, writer, member) = {
             let _own = guard.own();
             let log = Log::open(&connection)?;
             let schema = Schema::load(&connection)?;
             let sequences = apply::sequences(&connection, &schema)?;
-            (log, schema, sequences, Writer::recover(&connection, context.now_ms())?)
+            let writer = Writer::recover(&connection, context.now_ms())?;
+            (log, schema, sequences, writer, Member::open(&connection, &context.address().name)?)
         };
         for (limit, bytes) in [
             (Limit::SQLITE_LIMIT_SQL_LENGTH, MAX_SQL_BYTES),
@@ -97,12 +109,26 @@ impl Store {
             schema,
             sequences,
             log,
+            member,
+            taken: 0,
+            primary_lsn: 0,
+            fresh_at_ms: 0,
             schema_touched: false,
             group: None,
             writer,
             in_transaction: false,
             spill_off: false,
         })
+    }
+
+    /// The member's name.
+    pub(super) fn name(&self) -> &str {
+        &self.context.address().name
+    }
+
+    /// Bytes that a replica fetches at a time.
+    pub(super) fn batch_size(&self) -> u32 {
+        self.context.settings().replica_batch_size
     }
 
     /// When the statements that follow must end, in milliseconds since the epoch; 0: never.
@@ -145,6 +171,7 @@ impl Store {
             return Err(Error::invalid("the query holds no statement").into());
         };
         check_text(sql)?;
+        self.check_bounds(request)?;
         self.prepare_read(request)?;
         self.guard.take_schema_statement();
         let mut prepared = self.connection.prepare_cached(sql).map_err(|error| self.guard.explain(sql_error(error)))?;
@@ -167,11 +194,12 @@ impl Store {
     }
 
     pub(super) fn acknowledge(&mut self, request: &AckWal) -> Result<u64, Failure> {
-        let keep_bytes = self.context.settings().wal_segment_size;
+        let settings = self.context.settings();
+        let keep = Keep { bytes: settings.wal_segment_size, replica_bytes: settings.replica_log_size };
         self.set_aside()?;
         self.begin()?;
         let _own = self.guard.own();
-        let acked = self.log.acknowledge(&self.connection, request, keep_bytes);
+        let acked = self.log.acknowledge(&self.connection, request, keep);
         self.group = self.group.map(|units| units + 1);
         acked.map_err(
             |error| if error.code() == ErrorCode::InvalidRequest { error.into() } else { Failure::Crash(error) },
@@ -196,6 +224,9 @@ impl Store {
             tables: self.schema.tables(),
             transaction: self.writer.as_ref().map(|writer| writer.id.clone()).unwrap_or_default(),
             prepared: self.writer.as_ref().is_some_and(Writer::is_prepared),
+            member: Some(self.member.state.clone()),
+            fresh_at_ms: self.fresh_at_ms,
+            primary_lsn: self.primary_lsn,
             ..ShardStatus::default()
         })
     }
@@ -415,7 +446,7 @@ impl Store {
     fn schema_may_have_changed(&mut self, sql: &str) -> Result<(), Error> {
         let after = {
             let _own = self.guard.own();
-            check_names(&self.connection, OWN_TABLES)?;
+            check_names(&self.connection, OWN_TABLES + member::OWN_TABLES)?;
             Schema::load(&self.connection)?
         };
         let Some(Difference { change, rows }) = self.schema.difference(&after, sql) else { return Ok(()) };

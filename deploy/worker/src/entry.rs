@@ -1,11 +1,14 @@
 //! The Worker's entry point: the interface of `dosql serve` over HTTP and WebSocket, on Durable Objects.
 
 use dosql_actors::{Call, Settings};
-use dosql_proto::json::{ErrorBody, ResultWriter, http_status, query_from_json, status_document, value_from_json};
+use dosql_proto::json::{
+    ErrorBody, ResultWriter, http_status, promoted_document, query_from_json, status_document, topology_document,
+    value_from_json,
+};
 use dosql_proto::{
     CdcProtocol, CdcRequest, CdcStatusRequest, CloseSession, Error, ErrorCode, FetchRequest, FlushLake, LakeProtocol,
-    LakeRequest, LakeStatusRequest, LoadRequest, OpenSession, RouterProtocol, RouterRequest, Row, RowBatch, cdc_reply,
-    cdc_request, lake_reply, lake_request, router_reply, router_request,
+    LakeRequest, LakeStatusRequest, LoadRequest, OpenSession, Promote, RouterProtocol, RouterRequest, Row, RowBatch,
+    ShardsHealthRequest, cdc_reply, cdc_request, lake_reply, lake_request, router_reply, router_request,
 };
 use futures_util::stream;
 use serde::Deserialize;
@@ -46,6 +49,8 @@ pub(crate) async fn fetch(request: Request, env: Env, _context: Context) -> work
         (Method::Post, "/load") => entry.load(request).await,
         (Method::Post, "/flush") => entry.flush().await,
         (Method::Get, "/status") => entry.status().await,
+        (Method::Get, "/admin/shards/health") => entry.shards_health().await,
+        (Method::Post, path) if promoted_shard(path).is_some() => entry.promote(&request).await,
         (Method::Get, "/cdc") => changes::subscribe(entry, &request).await,
         (method, path) if conformance::enabled(&entry.env) => conformance::fetch(&entry, method, path, request).await,
         (_, "/health" | "/sql" | "/session" | "/load" | "/flush" | "/status" | "/cdc") => {
@@ -206,6 +211,33 @@ impl Entry {
         }
     }
 
+    /// `GET /admin/shards/health`: the members of the shards, and how far they are.
+    async fn shards_health(&self) -> Result<Response, Error> {
+        let call = self.call(self.settings.query_timeout_ms)?;
+        match self.router(router_request::Request::Health(ShardsHealthRequest {}), &call).await? {
+            router_reply::Reply::Topology(topology) => json(topology_document(&topology).to_string().into()),
+            _ => Err(Error::internal("the router answered something else than the topology")),
+        }
+    }
+
+    /// `POST /admin/shards/SHARD/promote?member=NAME`: makes another member the primary.
+    async fn promote(&self, request: &Request) -> Result<Response, Error> {
+        let call = self.call(self.settings.query_timeout_ms)?;
+        let url = request.url().map_err(platform)?;
+        let mut member = String::new();
+        for (name, value) in url.query_pairs() {
+            match &*name {
+                "member" => member = value.into_owned(),
+                _ => return Err(Error::invalid(format!("unknown parameter {name}"))),
+            }
+        }
+        let shard = promoted_shard(url.path()).unwrap_or_default().to_owned();
+        match self.router(router_request::Request::Promote(Promote { shard, member }), &call).await? {
+            router_reply::Reply::Promoted(promoted) => json(promoted_document(&promoted).to_string().into()),
+            _ => Err(Error::internal("the router answered something else than a promotion")),
+        }
+    }
+
     /// `GET /status`: where the change stream and the lake stand.
     async fn status(&self) -> Result<Response, Error> {
         let call = self.call(self.settings.shard_timeout_ms)?;
@@ -224,6 +256,11 @@ impl Entry {
 /// The session that a request names; "" where it names none.
 fn session_of(request: &Request) -> Result<String, Error> {
     Ok(request.headers().get("dosql-session").map_err(platform)?.unwrap_or_default())
+}
+
+/// The shard of `/admin/shards/SHARD/promote`.
+fn promoted_shard(path: &str) -> Option<&str> {
+    path.strip_prefix("/admin/shards/")?.strip_suffix("/promote")
 }
 
 /// A request's body, within the limit.

@@ -11,6 +11,7 @@ mod plan;
 mod request;
 mod result;
 mod status;
+mod topology;
 mod value;
 
 pub use changes::change_frames;
@@ -18,4 +19,5 @@ pub use error::{ErrorBody, http_status};
 pub use request::query_from_json;
 pub use result::ResultWriter;
 pub use status::status_document;
+pub use topology::{promoted_document, topology_document};
 pub use value::{JsonRow, JsonValue, value_from_json};

@@ -8,6 +8,7 @@ mod mirror;
 mod reconcile;
 mod sequences;
 mod table;
+mod topology;
 pub(crate) mod versions;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,7 @@ pub(crate) use change::{COLLECT, Change, Fill, Outcome, Part, unsupported};
 pub(crate) use decisions::Decision;
 pub(crate) use mirror::{Ddl, Mirror, Prepared};
 pub(crate) use table::{Placement, Shape, Table};
+pub(crate) use topology::Placed;
 
 use crate::affinity::Converter;
 use crate::vindex::{Shard, Vindex};

@@ -95,6 +95,7 @@ impl Shared {
         if done {
             return Ok(RowBatch {
                 rows,
+                bookmark: self.seen(&open.scope),
                 query_plan: open.query_plan,
                 stats: open.scope.stats(),
                 ..RowBatch::default()

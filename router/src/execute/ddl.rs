@@ -197,6 +197,9 @@ impl Shared {
                 Some(error) => tracing::warn!(version, %error, "a shard keeps what a schema change has left behind"),
             }
         }
+        for (shard, lsn) in &lsns {
+            self.note_schema(*shard, *lsn)?;
+        }
         if let Some(fill) = &change.fill {
             self.fill_table(version, fill, call).await?;
         }
@@ -231,7 +234,10 @@ impl Shared {
         let outcomes = self
             .on_each(phase.iter().collect(), |part: &'a Part| {
                 let id = id.clone();
-                async move { (part, self.execute_on(part.shard, statements(&part.statements), id, call).await) }
+                async move {
+                    let call = &self.surely(part.shard, call);
+                    (part, self.execute_on(part.shard, statements(&part.statements), id, call).await)
+                }
             })
             .await;
         let mut written = Vec::new();
@@ -248,6 +254,7 @@ impl Shared {
 
     async fn take_back(&self, version: i64, written: &[(&Part, u64)], call: &Scope) -> Result<(), Error> {
         for (part, _) in written.iter().filter(|(part, _)| !part.undo.is_empty()) {
+            let call = &self.surely(part.shard, call);
             self.execute_on(part.shard, statements(&part.undo), format!("ddl-{version}-undo"), call).await?;
         }
         Ok(())

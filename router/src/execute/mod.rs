@@ -9,7 +9,9 @@ mod gate;
 mod gather;
 mod join;
 mod load;
+mod members;
 mod merge;
+mod promote;
 mod read;
 mod rowids;
 mod scope;
@@ -36,9 +38,10 @@ use dosql_proto::{
 use futures_util::lock::Mutex;
 
 use crate::affinity::Converter;
-use crate::catalog::{Catalog, unsupported};
+use crate::catalog::Catalog;
 use crate::literals;
 use crate::plan::{Cached, Explained, KeyBound, KeySource, Keys, Plan, PlanCache, Step, Target, explain};
+use crate::replicas::Replicas;
 use crate::transaction::Live;
 use cursor::{Cursor, Cursors};
 use gate::Gate;
@@ -85,6 +88,7 @@ pub(crate) struct Shared {
     sessions: RefCell<Sessions>,
     /// When the alarm is set to; 0: it is not.
     alarm_ms: Cell<u64>,
+    replicas: Replicas,
 }
 
 impl Shared {
@@ -100,6 +104,7 @@ impl Shared {
         let max_parallel = limits.max_parallel_shards.unwrap_or(settings.max_parallel_shards) as usize;
         let shard_timeout_ms = limits.shard_timeout_ms.unwrap_or(settings.shard_timeout_ms);
         let caching = limits.enable_caching.unwrap_or(true);
+        let replicas = Replicas::load(&catalog, settings)?;
         let shared = Rc::new_cyclic(|me| Self {
             catalog: RefCell::new(catalog),
             plans: RefCell::default(),
@@ -122,7 +127,9 @@ impl Shared {
             must_restart: Cell::new(false),
             sessions: RefCell::default(),
             alarm_ms: Cell::new(0),
+            replicas,
         });
+        shared.start_replicas();
         let decisions = shared.catalog.borrow().open_decisions()?;
         for decision in decisions {
             shared.carry_out(decision, None);
@@ -154,9 +161,9 @@ impl Shared {
             Request::Batch(request) => Reply::Batch(self.batch(request, &call).await?),
             Request::Explain(request) => Reply::Explain(self.explain(request)?),
             Request::Load(request) => Reply::Load(self.load(request, &call).await?),
-            Request::Promote(_) | Request::Topology(_) | Request::Health(_) => {
-                return Err(unsupported("replicas are not supported by this router"));
-            }
+            Request::Promote(request) => Reply::Promoted(self.promote(request).await?),
+            Request::Topology(_) => Reply::Topology(self.topology(false).await),
+            Request::Health(_) => Reply::Topology(self.topology(true).await),
             Request::OpenSession(_) => Reply::Session(self.open_session()?),
             Request::CloseSession(request) => {
                 self.close_session(&request.session);
@@ -247,7 +254,7 @@ impl Shared {
             stats: scope.stats(),
             ..StatementResult::default()
         };
-        Ok(ExecuteResponse { result: Some(result), bookmark: String::new() })
+        Ok(ExecuteResponse { result: Some(result), bookmark: self.seen(&scope) })
     }
 
     async fn query(&self, request: QueryRequest, call: &Call) -> Result<RowBatch, Error> {
@@ -304,7 +311,7 @@ impl Shared {
         let batch = RowBatch { columns: plan.columns.clone(), rows, ..RowBatch::default() };
         Ok(match cursor {
             Some(cursor) => RowBatch { cursor: self.keep(cursor, query_plan, &scope)?, ..batch },
-            None => RowBatch { query_plan, stats: scope.stats(), ..batch },
+            None => RowBatch { bookmark: self.seen(&scope), query_plan, stats: scope.stats(), ..batch },
         })
     }
 

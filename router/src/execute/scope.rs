@@ -1,6 +1,7 @@
 //! What one request brings along through all that it causes.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::rc::Rc;
 
@@ -23,6 +24,8 @@ pub(crate) struct Scope {
     began_ns: u64,
     /// The transaction it belongs to, where that goes on.
     transaction: Option<Rc<Transaction>>,
+    /// How far each shard had come when it was read, for the bookmark.
+    seen: Rc<RefCell<BTreeMap<usize, u64>>>,
 }
 
 impl Deref for Scope {
@@ -43,6 +46,28 @@ impl Scope {
     pub(super) fn analyzed(&self) -> Self {
         let options = QueryOptions { max_rows: 0, max_bytes: 0, ..(*self.options).clone() };
         Self { profile: Some(Rc::default()), options: Rc::new(options), given: Rc::default(), ..self.clone() }
+    }
+
+    /// Notes how far a shard had come when it was read.
+    pub(super) fn saw(&self, shard: usize, lsn: u64) {
+        if lsn == 0 {
+            return;
+        }
+        let mut seen = self.seen.borrow_mut();
+        let known = seen.entry(shard).or_default();
+        *known = lsn.max(*known);
+    }
+
+    /// The same scope, with writes acknowledged when a replica has them.
+    pub(super) fn replicated(&self) -> Self {
+        let mut options = (*self.options).clone();
+        options.set_durability(dosql_proto::Durability::Replicated);
+        Self { options: Rc::new(options), ..self.clone() }
+    }
+
+    /// How far the shards had come that were read.
+    pub(super) fn seen(&self) -> BTreeMap<usize, u64> {
+        self.seen.borrow().clone()
     }
 
     /// The call, with a deadline `timeout_ms` from now at the latest.
@@ -131,6 +156,7 @@ impl Shared {
             given: Rc::default(),
             began_ns: self.context.timer_ns(),
             transaction: None,
+            seen: Rc::default(),
         }
     }
 

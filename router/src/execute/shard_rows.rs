@@ -28,7 +28,7 @@ pub(super) struct Asked<'a> {
 /// it is given up there too.
 pub(super) struct ShardRows {
     context: Context,
-    shard: usize,
+    /// The member that has it.
     name: String,
     /// 0 where everything has been read.
     cursor: u64,
@@ -60,7 +60,6 @@ impl Shared {
         let Asked { shard, statement, max_bytes, max_rows, step, table } = asked;
         let mut rows = ShardRows {
             context: self.context.clone(),
-            shard,
             name: self.catalog.borrow().shards[shard].clone(),
             // As shards choose them: below 2^53, and not 0.
             cursor: (self.context.random_u64() >> 11).max(1),
@@ -81,14 +80,16 @@ impl Shared {
             ..ShardQuery::default()
         };
         let began_ns = self.context.timer_ns();
-        let asked = self.ask(shard, Request::Query(query), scope).await.and_then(shards::batch);
+        let asked = self.ask_reader(shard, query, scope).await;
         if let (Some(transaction), Err(error)) = (scope.transaction(), &asked)
             && contended(error)
         {
             transaction.fail(error);
         }
-        let batch = asked?;
+        let (member, batch) = asked?;
+        rows.name = member;
         rows.cursor = batch.cursor;
+        scope.saw(shard, batch.lsn);
         if let Some(transaction) = scope.transaction() {
             transaction.note_read(shard, batch.lsn)?;
         }
@@ -99,7 +100,7 @@ impl Shared {
     /// The next rows. Not asked for again: a batch whose answer was lost would be skipped.
     pub(super) async fn more_of(&self, rows: &mut ShardRows, scope: &Scope) -> Result<Vec<Row>, Error> {
         let began_ns = self.context.timer_ns();
-        let reply = self.ask_once(rows.shard, Request::Fetch(FetchRequest { cursor: rows.cursor }), scope).await?;
+        let reply = self.ask_open(&rows.name, Request::Fetch(FetchRequest { cursor: rows.cursor }), scope).await?;
         let batch = shards::batch(reply)?;
         rows.cursor = batch.cursor;
         self.note_batch(rows, &batch, began_ns, scope);

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use dosql_proto::{
-    Error, ErrorCode, Position, RowBatch, ShardExecute, ShardExecuted, ShardProtocol, ShardRequest, Statement,
-    shard_reply::Reply, shard_request::Request,
+    Error, ErrorCode, Position, RowBatch, ShardExecute, ShardExecuted, Statement, shard_reply::Reply,
+    shard_request::Request,
 };
 use futures_util::stream::{self, StreamExt};
 
@@ -20,11 +20,7 @@ const LONGEST_LOCK_PAUSE_MS: u64 = 64;
 impl Shared {
     /// Asks a shard once.
     pub(super) async fn ask_once(&self, shard: usize, request: Request, call: &Scope) -> Result<Reply, Error> {
-        let name = self.catalog.borrow().shards[shard].clone();
-        let call = call.limited(self.context.now_ms(), self.shard_timeout_ms);
-        let request = ShardRequest { request: Some(request), ..ShardRequest::default() };
-        let reply = self.context.ask::<ShardProtocol>(&name, request, &call).await?;
-        reply.reply.ok_or_else(|| Error::internal(format!("{name} gave an empty reply")))
+        self.ask_primary(shard, request, call).await
     }
 
     /// Asks a shard something that may safely be asked again: again and again, until the call's deadline.
@@ -110,7 +106,10 @@ impl Shared {
 
 /// Whether asking again may help.
 pub(super) fn transient(error: &Error) -> bool {
-    matches!(error.code(), ErrorCode::Unavailable | ErrorCode::Overloaded | ErrorCode::DeadlineExceeded)
+    matches!(
+        error.code(),
+        ErrorCode::Unavailable | ErrorCode::Overloaded | ErrorCode::DeadlineExceeded | ErrorCode::NotPrimary
+    )
 }
 
 pub(super) fn executed(reply: Reply) -> Result<ShardExecuted, Error> {

@@ -63,6 +63,35 @@ pub struct ShardMetadata {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub weight: Option<u32>,
+    /// Its replicas; where `REPLICAS_PER_SHARD` says more, there are more.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub replicas: Vec<ReplicaEntry>,
+}
+
+/// A replica of a shard: the first one listed of shard-0 is shard-0-r1.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReplicaEntry {
+    /// The region it is placed in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Which reads it is for.
+    pub role: Purpose,
+    /// Its share of weighted reads. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub weight: Option<u32>,
+}
+
+/// Which reads a replica is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Purpose {
+    /// All but those that ask for analytics.
+    #[default]
+    General,
+    /// Those that ask for analytics, and no others.
+    Analytics,
 }
 
 /// How a table is spread.

@@ -84,6 +84,17 @@ impl VSchema {
             if shard.metadata.weight.is_some_and(|weight| !(1..=1000).contains(&weight)) {
                 faults.push(format!("shards[{index}].metadata.weight: it must be 1 to 1000"));
             }
+            if shard.id.rsplit_once("-r").is_some_and(|(_, number)| number.parse::<u32>().is_ok()) {
+                faults.push(format!("shards[{index}].id: names that end in -r and a number are those of replicas"));
+            }
+            for (at, replica) in shard.metadata.replicas.iter().enumerate() {
+                if replica.weight.is_some_and(|weight| !(1..=1000).contains(&weight)) {
+                    faults.push(format!("shards[{index}].metadata.replicas[{at}].weight: it must be 1 to 1000"));
+                }
+            }
+            if shard.metadata.replicas.len() > 16 {
+                faults.push(format!("shards[{index}].metadata.replicas: a shard has at most 16 replicas"));
+            }
             if !ids.insert(shard.id.to_ascii_lowercase()) {
                 faults.push(format!("shards[{index}].id: {:?} is there twice", shard.id));
             }

@@ -5,8 +5,8 @@
 use std::rc::Rc;
 
 use dosql_proto::{
-    Ending, Error, ErrorCode, FinishTransaction, RollbackTo, ShardExecute, ShardExecuted, ShardLoad, ShardQuery,
-    ShardTransaction, StatementResult, TransactionNoted, ValidateReads, WalRecord,
+    Ending, Error, ErrorCode, FinishTransaction, PreparedTransaction, RollbackTo, ShardExecute, ShardExecuted,
+    ShardLoad, ShardQuery, ShardTransaction, StatementResult, TransactionNoted, ValidateReads, WalRecord,
 };
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -87,6 +87,18 @@ impl Writer {
 
     pub(super) fn is_prepared(&self) -> bool {
         matches!(self.state, State::Prepared(_))
+    }
+
+    /// For a replica, which is to know of it as well.
+    pub(super) fn prepared(&self) -> Option<PreparedTransaction> {
+        let State::Prepared(record) = &self.state else { return None };
+        Some(PreparedTransaction {
+            id: self.id.clone(),
+            coordinator: self.coordinator.clone(),
+            number: self.number,
+            record: record.clone(),
+            results: self.answer.clone().unwrap_or_default().encode_to_vec(),
+        })
     }
 }
 
@@ -348,7 +360,7 @@ impl Store {
     }
 
     /// Forgets the transaction that holds the lock, where it is not prepared.
-    fn drop_writer(&mut self) -> Result<(), Failure> {
+    pub(super) fn drop_writer(&mut self) -> Result<(), Failure> {
         let Some(writer) = self.writer.take_if(|writer| !writer.is_prepared()) else { return Ok(()) };
         if matches!(writer.state, State::Applied) {
             self.capture.borrow_mut().clear();
@@ -391,6 +403,13 @@ impl Store {
             .map_err(|error| Failure::Crash(sql_error(error)))?;
         writer.state = State::Prepared(record);
         writer.marks.clear();
+        if self.member.has_replicas() {
+            // Whoever has this LSN knows of it.
+            let hlc = self.log.next_hlc(self.context.now_ms());
+            let lsn = self.log.last_lsn + 1;
+            let marker = WalRecord { lsn, hlc, prepared: writer.prepared(), ..WalRecord::default() };
+            self.log.append(&self.connection, hlc, &marker.encode_to_vec()).map_err(Failure::Crash)?;
+        }
         self.group = self.group.map(|units| units + 1);
         Ok(())
     }

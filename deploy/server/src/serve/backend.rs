@@ -8,8 +8,9 @@ use dosql_proto::{
     BatchRequest, BatchResponse, CdcProtocol, CdcRequest, CdcStatus, CdcStatusRequest, ChangeBatch, CloseRequest,
     CloseSession, Error, ExecuteRequest, ExecuteResponse, ExplainRequest, ExplainResponse, FetchRequest, FlushLake,
     LakeFlushed, LakeProtocol, LakeRequest, LakeStatus, LakeStatusRequest, LoadRequest, LoadResponse, OpenSession,
-    PollChanges, QueryRequest, RouterProtocol, RouterRequest, RowBatch, SessionClosed, SessionOpened, Statement,
-    SubscribeRequest, cdc_reply, cdc_request, lake_reply, lake_request, router_reply, router_request,
+    PollChanges, Promote, Promoted, QueryRequest, RouterProtocol, RouterRequest, RowBatch, SessionClosed,
+    SessionOpened, ShardsHealthRequest, Statement, SubscribeRequest, Topology, cdc_reply, cdc_request, lake_reply,
+    lake_request, router_reply, router_request,
 };
 use tokio::sync::watch;
 
@@ -126,6 +127,22 @@ impl Backend {
     pub(super) async fn healthy(&self) -> Result<(), Error> {
         let statement = Statement { sql: "SELECT 1".to_owned(), params: Vec::new() };
         self.explain(ExplainRequest { statement: Some(statement) }, HEALTH_TIMEOUT_MS).await.map(drop)
+    }
+
+    /// The members of the shards, with what they say of themselves.
+    pub(super) async fn shards_health(&self) -> Result<Topology, Error> {
+        match self.ask_router(router_request::Request::Health(ShardsHealthRequest {}), 0).await? {
+            router_reply::Reply::Topology(topology) => Ok(topology),
+            _ => Err(unexpected("router")),
+        }
+    }
+
+    /// Makes another member of a shard its primary.
+    pub(super) async fn promote(&self, promote: Promote) -> Result<Promoted, Error> {
+        match self.ask_router(router_request::Request::Promote(promote), 0).await? {
+            router_reply::Reply::Promoted(promoted) => Ok(promoted),
+            _ => Err(unexpected("router")),
+        }
     }
 
     pub(super) async fn cdc_status(&self) -> Result<CdcStatus, Error> {

@@ -2,13 +2,17 @@
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use dosql_proto::json::{ErrorBody, ResultWriter, http_status, query_from_json, status_document};
-use dosql_proto::{Error, ErrorCode, RowBatch};
+use dosql_proto::json::{
+    ErrorBody, ResultWriter, http_status, promoted_document, query_from_json, status_document, topology_document,
+};
+use dosql_proto::{Error, ErrorCode, Promote, RowBatch};
 use futures_util::{StreamExt as _, stream};
+use serde::Deserialize;
 use tonic::Status;
 use tonic::service::Routes;
 
@@ -30,6 +34,8 @@ GET  /cdc      ?tables=a,b&from=latest&format=json   the change stream, as a Web
 GET  /health   whether the server answers
 GET  /status   how far the change stream and the lake are
 POST /flush    have the lake commit everything
+GET  /admin/shards/health            the members of the shards, and how far they are
+POST /admin/shards/SHARD/promote     ?member=NAME   make another member the primary
 
 gRPC is answered here too, with reflection.
 ";
@@ -43,6 +49,8 @@ pub(super) fn routes(backend: &Backend, grpc: Routes) -> Router {
         .route("/health", get(health))
         .route("/status", get(status))
         .route("/flush", post(flush))
+        .route("/admin/shards/health", get(shards_health))
+        .route("/admin/shards/{shard}/promote", post(promote))
         .route("/cdc", get(websocket::subscribe))
         .method_not_allowed_fallback(wrong_method)
         .with_state(backend.clone())
@@ -194,6 +202,28 @@ async fn health(State(backend): State<Backend>) -> Result<Response, HttpError> {
 async fn status(State(backend): State<Backend>) -> Result<Response, HttpError> {
     let (cdc, lake) = futures_util::future::try_join(backend.cdc_status(), backend.lake_status()).await?;
     Ok(json(status_document(&cdc, &lake).to_string()))
+}
+
+async fn shards_health(State(backend): State<Backend>) -> Result<Response, HttpError> {
+    Ok(json(topology_document(&backend.shards_health().await?).to_string()))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PromoteQuery {
+    /// The member; left out: the one that has most.
+    #[serde(default)]
+    member: String,
+}
+
+async fn promote(
+    State(backend): State<Backend>,
+    Path(shard): Path<String>,
+    query: Result<Query<PromoteQuery>, QueryRejection>,
+) -> Result<Response, HttpError> {
+    let Query(PromoteQuery { member }) = query.map_err(|error| Error::invalid(error.body_text()))?;
+    let promoted = backend.promote(Promote { shard, member }).await?;
+    Ok(json(promoted_document(&promoted).to_string()))
 }
 
 async fn flush(State(backend): State<Backend>) -> Result<Response, HttpError> {

@@ -1,9 +1,9 @@
 //! The lake actor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use dosql_actors::{Actor, Call, Context, Handled};
+use dosql_actors::{Actor, Call, Context, Handled, ObjectStore};
 use dosql_proto::{
     Error, ErrorCode, LakeAppend, LakePosition, LakePositions, LakeProtocol, LakeReply, LakeRequest, LakeStatus,
     LakeTable, lake_reply, lake_request,
@@ -13,6 +13,7 @@ use crate::LakeError;
 use crate::buffer::Buffer;
 use crate::flush::Writer;
 use crate::index::Index;
+use crate::maintenance::Schedule;
 use crate::table::{NAMESPACE, table_directory};
 
 /// First pause after a flush that failed, in milliseconds; doubles up to [`LONGEST_PAUSE_MS`].
@@ -24,8 +25,9 @@ const LONGEST_PAUSE_MS: u64 = 60_000;
 /// What is buffered is lost with the incarnation, and delivered again: the shards keep their records until they are durable
 /// here.
 pub struct Lake {
-    context: Context,
-    writer: Writer,
+    pub(crate) context: Context,
+    pub(crate) writer: Writer,
+    pub(crate) schedule: Schedule,
     buffer: Buffer,
     shards: BTreeMap<Rc<str>, Progress>,
     last_flush_ms: u64,
@@ -33,6 +35,16 @@ pub struct Lake {
     failures: u32,
     /// Not before this is a flush tried again that nobody asked for.
     retry_at_ms: u64,
+}
+
+/// The object that tells how far each shard is in every table.
+const POSITIONS: &str = "lake-positions.json";
+
+async fn read_positions(objects: &dyn ObjectStore, table: &str) -> Result<BTreeMap<String, u64>, LakeError> {
+    let lost = || LakeError::PositionsLost { table: table_directory(table), positions: POSITIONS.to_owned() };
+    let bytes = objects.get(POSITIONS).await?.ok_or_else(lost)?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| LakeError::Malformed { path: POSITIONS.to_owned(), reason: error.to_string() })
 }
 
 /// How far one shard's records have come.
@@ -47,14 +59,22 @@ impl Actor for Lake {
 
     async fn start(context: Context) -> Result<Self, Error> {
         let (index, is_new) = Index::open(context.open_storage()?)?;
+        let (mut positions, mut names) = (BTreeMap::new(), BTreeSet::new());
         if is_new {
-            // A lake without its index must not be written to: updates would not find the rows they replace.
+            // There may be a lake already, whose index was lost. Its tables say what they hold; the index of each is made
+            // anew when it is used first.
             let prefix = table_directory("");
-            if let Some(object) = context.objects().list(&prefix).await?.first() {
-                let name = object.path[prefix.len()..].split('/').next().unwrap_or_default();
-                return Err(LakeError::IndexLost { table: table_directory(name) }.into());
+            let objects = context.objects().list(&prefix).await?;
+            names.extend(objects.iter().filter_map(|object| object.path[prefix.len()..].split('/').next()));
+            if let Some(name) = names.first() {
+                positions = read_positions(&*context.objects(), name).await?;
             }
-            index.initialise()?;
+            index.initialise(&positions)?;
+            for name in names {
+                index.table(name)?;
+            }
+        } else {
+            index.initialise(&positions)?;
         }
         let shards = index
             .durable()?
@@ -63,7 +83,10 @@ impl Actor for Lake {
             .collect();
         let writer = Writer::new(&context, index);
         let buffer = Buffer::default();
-        Ok(Self { context, writer, buffer, shards, last_flush_ms: 0, failures: 0, retry_at_ms: 0 })
+        let schedule = Schedule::new(context.now_ms());
+        let lake = Self { context, writer, schedule, buffer, shards, last_flush_ms: 0, failures: 0, retry_at_ms: 0 };
+        lake.arm();
+        Ok(lake)
     }
 
     async fn handle(&mut self, request: LakeRequest, _call: &Call) -> Handled<LakeReply> {
@@ -73,6 +96,8 @@ impl Actor for Lake {
             Some(Request::Flush(_)) => self.flush().await.map(|()| self.positions()).map_err(Failure::from),
             Some(Request::Positions(_)) => Ok(self.positions()),
             Some(Request::Status(_)) => self.status().map_err(Failure::from),
+            Some(Request::Compact(compact)) => self.compact(compact).await,
+            Some(Request::Cleanup(cleanup)) => self.clean_up(cleanup).await,
             None => Err(Failure::Answer(Error::invalid("the lake request is empty"))),
         };
         match outcome {
@@ -83,22 +108,21 @@ impl Actor for Lake {
     }
 
     async fn alarm(&mut self) -> Result<(), Error> {
-        match self.flush_at_ms() {
-            Some(at_ms) if at_ms <= self.context.now_ms() => match self.try_flush().await {
-                Err(Failure::Crash(error)) => Err(error),
-                Ok(()) | Err(Failure::Answer(_)) => Ok(()),
-            },
-            Some(at_ms) => {
-                self.context.set_alarm(at_ms);
-                Ok(())
-            }
-            None => Ok(()),
+        let is_due = self.flush_at_ms().is_some_and(|at_ms| at_ms <= self.context.now_ms());
+        let mut outcome = if is_due { self.try_flush().await } else { Ok(()) };
+        if !matches!(outcome, Err(Failure::Crash(_))) {
+            outcome = self.maintain().await;
+        }
+        self.arm();
+        match outcome {
+            Err(Failure::Crash(error)) => Err(error),
+            Ok(()) | Err(Failure::Answer(_)) => Ok(()),
         }
     }
 }
 
 /// What an error means for the actor.
-enum Failure {
+pub(crate) enum Failure {
     /// The asker is told; the actor goes on.
     Answer(Error),
     /// The actor's own database cannot be trusted.
@@ -149,8 +173,8 @@ impl Lake {
             let first = self.buffer.since_ms.is_none();
             self.buffer.push(&shard, record, self.context.now_ms())?;
             self.shards.entry(Rc::clone(&shard)).or_default().accepted = lsn;
-            if let Some(at_ms) = self.flush_at_ms().filter(|_| first) {
-                self.context.set_alarm(at_ms);
+            if first {
+                self.arm();
             }
             if self.is_full() && self.retry_at_ms <= self.context.now_ms() {
                 self.try_flush().await.or_else(|failure| match failure {
@@ -182,12 +206,18 @@ impl Lake {
         Some(since_ms.saturating_add(self.context.settings().lake_flush_interval_ms).max(self.retry_at_ms))
     }
 
+    /// Has the actor called when there is something to do.
+    fn arm(&self) {
+        self.context
+            .set_alarm(self.flush_at_ms().map_or(self.schedule.next_ms, |at_ms| at_ms.min(self.schedule.next_ms)));
+    }
+
     /// A flush that nobody asked for: when it fails it is tried again later.
     async fn try_flush(&mut self) -> Result<(), Failure> {
         let outcome = self.flush().await;
         if let Err(error) = &outcome {
             tracing::warn!(%error, failures = self.failures, "flush failed");
-            self.context.set_alarm(self.retry_at_ms);
+            self.arm();
         }
         outcome.map_err(Failure::from)
     }
@@ -203,13 +233,24 @@ impl Lake {
             return Err(error);
         }
         let accepted = self.shards.iter().map(|(shard, progress)| (shard.to_string(), progress.accepted)).collect();
-        self.writer.index.set_durable(&accepted)?;
+        if accepted != self.writer.index.durable()? {
+            // Before the shards may forget their records: where the database is lost, this tells how far it was.
+            self.put_positions(&accepted).await?;
+            self.writer.index.set_durable(&accepted)?;
+        }
         self.shards.values_mut().for_each(|progress| progress.durable = progress.accepted);
         self.buffer = Buffer::default();
         self.failures = 0;
         self.retry_at_ms = 0;
         self.last_flush_ms = self.context.now_ms();
         Ok(())
+    }
+
+    async fn put_positions(&self, positions: &BTreeMap<String, u64>) -> Result<(), LakeError> {
+        let malformed =
+            |error: serde_json::Error| LakeError::Malformed { path: POSITIONS.to_owned(), reason: error.to_string() };
+        let bytes = serde_json::to_vec(positions).map_err(malformed)?;
+        Ok(self.context.objects().put(POSITIONS, bytes.into()).await?)
     }
 
     fn shard_positions(&self) -> Vec<LakePosition> {

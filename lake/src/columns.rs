@@ -60,11 +60,15 @@ pub(crate) enum Meta {
     Operation,
     Ordinal,
     Misfit,
+    Key,
 }
 
 impl Meta {
-    const MIRROR: &[Self] = &[Self::Shard, Self::Lsn, Self::CommittedAt, Self::Misfit];
+    const MIRROR: &[Self] = &[Self::Shard, Self::Lsn, Self::CommittedAt, Self::Misfit, Self::Key];
     const CHANGES: &[Self] = &[Self::Shard, Self::Lsn, Self::CommittedAt, Self::Operation, Self::Ordinal, Self::Misfit];
+
+    const ALL: &[Self] =
+        &[Self::Shard, Self::Lsn, Self::CommittedAt, Self::Operation, Self::Ordinal, Self::Misfit, Self::Key];
 
     fn name(self) -> &'static str {
         match self {
@@ -74,6 +78,7 @@ impl Meta {
             Self::Operation => "_operation",
             Self::Ordinal => "_ordinal",
             Self::Misfit => "_misfit",
+            Self::Key => "_key",
         }
     }
 
@@ -82,11 +87,12 @@ impl Meta {
             Self::Lsn | Self::Ordinal => PrimitiveType::Long,
             Self::CommittedAt => PrimitiveType::Timestamptz,
             Self::Shard | Self::Operation | Self::Misfit => PrimitiveType::String,
+            Self::Key => PrimitiveType::Binary,
         }
     }
 
     fn named(name: &str) -> Option<Self> {
-        Self::CHANGES.iter().copied().find(|meta| meta.name() == name)
+        Self::ALL.iter().copied().find(|meta| meta.name() == name)
     }
 }
 
@@ -126,7 +132,7 @@ pub(crate) fn lake_name(source: &str, partition_field: &str) -> String {
     }
     let taken = |name: &str| core.eq_ignore_ascii_case(name);
     let reserved = taken(partition_field)
-        || Meta::CHANGES.iter().any(|meta| taken(meta.name()))
+        || Meta::ALL.iter().any(|meta| taken(meta.name()))
         || READERS_NAMES.iter().any(|name| taken(name));
     if reserved { format!("{PREFIX}{source}") } else { source.to_owned() }
 }
@@ -151,11 +157,13 @@ pub(crate) struct LakeColumn {
 pub(crate) struct LakeColumns {
     pub(crate) columns: Vec<LakeColumn>,
     pub(crate) arrow: SchemaRef,
+    /// Ids of the columns that were the primary key when the table was made, in key order.
+    pub(crate) key: Vec<i32>,
 }
 
 impl LakeColumns {
     /// Reads them off an Iceberg schema of ours.
-    pub(crate) fn of_schema(schema: &Schema) -> Result<Self, LakeError> {
+    pub(crate) fn of_schema(schema: &Schema, key: Vec<i32>) -> Result<Self, LakeError> {
         let mut columns = Vec::new();
         let mut fields = Vec::new();
         for field in schema.as_struct().fields() {
@@ -177,7 +185,7 @@ impl LakeColumns {
             fields.push(arrow_field(&field.name, arrow_type(&source), field.id, true));
             columns.push(LakeColumn { id: field.id, name: field.name.clone(), source });
         }
-        Ok(Self { columns, arrow: Arc::new(ArrowSchema::new(fields)) })
+        Ok(Self { columns, arrow: Arc::new(ArrowSchema::new(fields)), key })
     }
 
     /// For each lake column, the index of the source column that fills it, in a row of this layout.
@@ -197,9 +205,9 @@ fn arrow_type(source: &Source) -> DataType {
     match source {
         Source::Meta(Meta::CommittedAt) => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
         Source::Meta(Meta::Lsn | Meta::Ordinal) | Source::Column(ColumnType::Long) => DataType::Int64,
+        Source::Column(ColumnType::Binary) | Source::Meta(Meta::Key) => DataType::Binary,
         Source::Meta(_) | Source::Column(ColumnType::String) => DataType::Utf8,
         Source::Column(ColumnType::Double) => DataType::Float64,
-        Source::Column(ColumnType::Binary) => DataType::Binary,
     }
 }
 
@@ -219,6 +227,16 @@ pub(crate) fn new_schema(kind: TableKind, layouts: &[WalTable], partition_field:
     let schema = Schema::builder().with_schema_id(0).with_fields(fields).build()?;
     let last_id = schema.highest_field_id();
     Ok(with_columns(&schema, last_id, layouts, partition_field)?.unwrap_or(schema))
+}
+
+/// Ids of the columns that are the primary key of the newest of these layouts, in key order.
+pub(crate) fn key_ids(schema: &Schema, layouts: &[WalTable], partition_field: &str) -> Vec<i32> {
+    let Some(layout) = layouts.iter().rfind(|layout| !layout.columns.is_empty()) else { return Vec::new() };
+    let id = |position: &u32| {
+        let name = lake_name(&layout.columns.get(*position as usize)?.name, partition_field);
+        schema.as_struct().fields().iter().find(|field| field.name.eq_ignore_ascii_case(&name)).map(|field| field.id)
+    };
+    layout.primary_key.iter().map(id).collect::<Option<_>>().unwrap_or_default()
 }
 
 /// The schema with the columns it lacks, before the ones every lake table has; `None` where it lacks none.

@@ -3,16 +3,15 @@
 //! The crate `iceberg` commits appends only; this is the thin part it lacks, on its spec types. Manifests are encoded into its
 //! in-memory storage and written through our own object store.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use dosql_actors::ObjectStore;
 use dosql_proto::WalTable;
 use iceberg::io::FileIO;
 use iceberg::spec::{
-    DataFile, FormatVersion, MAIN_BRANCH, ManifestContentType, ManifestFile, ManifestList, ManifestListWriter,
-    ManifestWriter, ManifestWriterBuilder, Operation, PartitionSpec, SchemaRef, Snapshot, Summary,
-    TableMetadataBuilder,
+    DataContentType, DataFile, MAIN_BRANCH, ManifestContentType, ManifestFile, ManifestListWriter, ManifestWriter,
+    ManifestWriterBuilder, Operation, PartitionSpec, SchemaRef, Snapshot, Summary, TableMetadata, TableMetadataBuilder,
 };
 use uuid::Uuid;
 
@@ -67,6 +66,15 @@ pub(crate) struct Commit {
     pub(crate) deletes: Vec<DataFile>,
     /// By shard, the last LSN taken in.
     pub(crate) watermarks: BTreeMap<String, u64>,
+    pub(crate) replaced: Replaced,
+}
+
+/// Files that a snapshot takes out of a table, since others stand for them.
+#[derive(Default)]
+pub(crate) struct Replaced {
+    pub(crate) files: Vec<DataFile>,
+    /// The manifests that list them.
+    pub(crate) manifests: HashSet<String>,
 }
 
 /// Writes a file to where its entry says it stands.
@@ -89,7 +97,7 @@ impl LakeTable {
         let Some(evolved) = with_columns(schema, last_id, layouts, self.partition_field())? else { return Ok(()) };
         let newest = self.metadata.schemas_iter().map(|schema| schema.schema_id()).max().unwrap_or(0);
         let evolved = evolved.into_builder().with_schema_id(newest + 1).build()?;
-        self.columns = LakeColumns::of_schema(&evolved)?;
+        self.columns = LakeColumns::of_schema(&evolved, self.columns.key.clone())?;
         self.evolved = Some(evolved.into());
         Ok(())
     }
@@ -101,8 +109,8 @@ impl LakeTable {
 
     /// Commits. On an error the table's state is unknown: it must be loaded anew.
     pub(crate) async fn commit(&mut self, objects: &dyn ObjectStore, commit: Commit) -> Result<(), LakeError> {
-        let Commit { names, now_ms, data, deletes, watermarks } = commit;
-        let mut summary = Tally::of(&data, &deletes).summary(self);
+        let Commit { names, now_ms, data, deletes, watermarks, replaced } = commit;
+        let mut summary = summary(self, data.iter().chain(&deletes), &replaced.files);
         for (shard, lsn) in &watermarks {
             summary.additional_properties.insert(format!("{WATERMARK}{shard}"), lsn.to_string());
         }
@@ -114,7 +122,7 @@ impl LakeTable {
         let schema = self.schema().clone();
         let schema_id = schema.schema_id();
         let writing = Writing { objects, table: self, names, schema, spec: metadata.default_partition_spec().as_ref() };
-        let manifests = writing.manifests(data, deletes).await?;
+        let manifests = writing.manifests(data, deletes, &replaced).await?;
         let sequence_number = metadata.next_sequence_number();
         let manifest_list = writing.manifest_list(&manifests, sequence_number).await?;
         let parent = metadata.current_snapshot_id();
@@ -132,32 +140,40 @@ impl LakeTable {
             MAIN_BRANCH,
         )?;
         let metadata = builder.build()?.metadata;
-        let version = self.version + 1;
-        self.create_version(objects, version, &metadata, names.snapshot_id).await?;
-        self.metadata = metadata;
+        self.commit_metadata(objects, metadata).await?;
         self.evolved = None;
-        self.version = version;
         self.manifests = Some(manifests);
+        Ok(())
+    }
+
+    /// Makes this the table's next metadata version. On an error the table's state is unknown: it must be loaded anew.
+    pub(crate) async fn commit_metadata(
+        &mut self,
+        objects: &dyn ObjectStore,
+        metadata: TableMetadata,
+    ) -> Result<(), LakeError> {
+        let version = self.version + 1;
+        self.create_version(objects, version, &metadata).await?;
+        self.metadata = metadata;
+        self.version = version;
         self.put_hint(objects).await;
         Ok(())
     }
 
-    /// The atomic step. A creation that failed may have taken effect: then the version holds our snapshot.
+    /// The atomic step. A creation that failed may have taken effect: then the version is what we wrote, byte for byte.
     async fn create_version(
         &self,
         objects: &dyn ObjectStore,
         version: u64,
-        metadata: &iceberg::spec::TableMetadata,
-        snapshot_id: i64,
+        metadata: &TableMetadata,
     ) -> Result<(), LakeError> {
         let path = metadata_path(&self.directory, version);
         let malformed =
             |error: serde_json::Error| LakeError::Malformed { path: path.clone(), reason: error.to_string() };
-        let bytes = serde_json::to_vec(metadata).map_err(malformed)?;
-        let Err(error) = objects.create(&path, bytes.into()).await else { return Ok(()) };
+        let bytes: Bytes = serde_json::to_vec(metadata).map_err(malformed)?.into();
+        let Err(error) = objects.create(&path, bytes.clone()).await else { return Ok(()) };
         let Some(found) = objects.get(&path).await? else { return Err(error.into()) };
-        let found: iceberg::spec::TableMetadata = serde_json::from_slice(&found).map_err(malformed)?;
-        if found.snapshot_by_id(snapshot_id).is_some() {
+        if found == bytes {
             return Ok(());
         }
         let reason = format!("version {version} is taken");
@@ -176,7 +192,13 @@ struct Writing<'a> {
 
 impl Writing<'_> {
     /// The manifests of the new snapshot: the ones before, merged where they are many, and ours.
-    async fn manifests(&self, data: Vec<DataFile>, deletes: Vec<DataFile>) -> Result<Vec<ManifestFile>, LakeError> {
+    async fn manifests(
+        &self,
+        data: Vec<DataFile>,
+        deletes: Vec<DataFile>,
+        replaced: &Replaced,
+    ) -> Result<Vec<ManifestFile>, LakeError> {
+        let gone: HashSet<&str> = replaced.files.iter().map(DataFile::file_path).collect();
         let mut manifests = self.previous().await?;
         for (content, which) in [
             (ManifestContentType::Data, SnapshotNames::MERGED_DATA),
@@ -187,10 +209,15 @@ impl Writing<'_> {
                     && manifest.manifest_length < LARGE_MANIFEST
                     && manifest.partition_spec_id == self.spec.spec_id()
             };
-            if manifests.iter().filter(|manifest| small(manifest)).count() >= MERGE_MANIFESTS {
-                let (merged, kept): (Vec<_>, Vec<_>) = manifests.into_iter().partition(small);
-                manifests = kept;
-                manifests.push(self.merge(merged, content, which).await?);
+            let many = manifests.iter().filter(|manifest| small(manifest)).count() >= MERGE_MANIFESTS;
+            let loses_files = |manifest: &ManifestFile| {
+                manifest.content == content && replaced.manifests.contains(&manifest.manifest_path)
+            };
+            let (merged, kept): (Vec<_>, Vec<_>) =
+                manifests.into_iter().partition(|manifest| loses_files(manifest) || many && small(manifest));
+            manifests = kept;
+            if !merged.is_empty() {
+                manifests.push(self.merge(merged, content, which, &gone).await?);
             }
         }
         for (files, content, which) in [
@@ -215,37 +242,37 @@ impl Writing<'_> {
         if let Some(manifests) = &self.table.manifests {
             return Ok(manifests.clone());
         }
-        let Some(snapshot) = self.table.metadata.current_snapshot() else { return Ok(Vec::new()) };
-        let bytes = self.get(snapshot.manifest_list()).await?;
-        let list = ManifestList::parse_with_version(&bytes, FormatVersion::V2)?;
-        Ok(list.consume_entries().into_iter().collect())
+        match self.table.metadata.current_snapshot() {
+            Some(snapshot) => self.table.manifests_of(self.objects, snapshot).await,
+            None => Ok(Vec::new()),
+        }
     }
 
+    /// One manifest in place of these, which says of the files that are `gone` that this snapshot has taken them out.
     async fn merge(
         &self,
         manifests: Vec<ManifestFile>,
         content: ManifestContentType,
         which: u8,
+        gone: &HashSet<&str>,
     ) -> Result<ManifestFile, LakeError> {
         let io = FileIO::new_with_memory();
         let mut writer = self.manifest_writer(&io, content, which)?;
         for manifest in manifests {
-            let bytes = self.get(&manifest.manifest_path).await?;
-            io.new_output(&manifest.manifest_path)?.write(bytes).await?;
-            let entries = manifest.load_manifest(&io).await?;
-            for entry in entries.entries().iter().filter(|entry| entry.is_alive()) {
+            for entry in self.table.entries_of(self.objects, &manifest).await? {
                 let incomplete = || LakeError::Malformed {
                     path: manifest.manifest_path.clone(),
                     reason: format!("the entry of {} lacks its snapshot", entry.file_path()),
                 };
-                writer.add_existing_file(
-                    entry.data_file.clone(),
-                    entry.snapshot_id.ok_or_else(incomplete)?,
-                    entry.sequence_number.ok_or_else(incomplete)?,
-                    entry.file_sequence_number,
-                )?;
+                let file = entry.data_file.clone();
+                let sequence_number = entry.sequence_number.ok_or_else(incomplete)?;
+                if gone.contains(entry.file_path()) {
+                    writer.add_delete_file(file, sequence_number, entry.file_sequence_number)?;
+                } else {
+                    let snapshot_id = entry.snapshot_id.ok_or_else(incomplete)?;
+                    writer.add_existing_file(file, snapshot_id, sequence_number, entry.file_sequence_number)?;
+                }
             }
-            io.delete(&manifest.manifest_path).await?;
         }
         self.put_manifest(&io, writer).await
     }
@@ -295,15 +322,38 @@ impl Writing<'_> {
         self.objects.put(&path, io.new_input(&url)?.read().await?).await?;
         Ok(url)
     }
+}
 
-    async fn get(&self, url: &str) -> Result<Bytes, LakeError> {
-        let path = self.table.path_of(url)?;
-        let missing = || LakeError::Malformed { path: path.clone(), reason: "it is missing".to_owned() };
-        self.objects.get(&path).await?.ok_or_else(missing)
+/// The summary of a snapshot that adds and takes out these files. It keeps the watermarks.
+fn summary<'a>(table: &LakeTable, added: impl Iterator<Item = &'a DataFile>, removed: &[DataFile]) -> Summary {
+    let none = HashMap::new();
+    let previous =
+        table.metadata.current_snapshot().map_or(&none, |snapshot| &snapshot.summary().additional_properties);
+    let mut properties = table.watermarks();
+    let (added, removed) = (Tally::of(added), Tally::of(removed.iter()));
+    for ((what, added), (_, removed)) in added.counts().into_iter().zip(removed.counts()) {
+        let total = format!("total-{what}");
+        let before: u64 = previous.get(&total).and_then(|text| text.parse().ok()).unwrap_or(0);
+        properties.insert(total, (before + added).saturating_sub(removed).to_string());
+        if added > 0 {
+            properties.insert(format!("added-{what}"), added.to_string());
+        }
+        if removed > 0 {
+            let how = if matches!(what, "data-files" | "records") { "deleted" } else { "removed" };
+            properties.insert(format!("{how}-{what}"), removed.to_string());
+        }
     }
+    let operation = match (added.data_files, added.delete_files, removed.data_files + removed.delete_files) {
+        (_, _, 1..) => Operation::Replace,
+        (_, 0, 0) => Operation::Append,
+        (0, _, 0) => Operation::Delete,
+        _ => Operation::Overwrite,
+    };
+    Summary { operation, additional_properties: properties }
 }
 
 /// Counts for a snapshot's summary.
+#[derive(Default)]
 struct Tally {
     data_files: u64,
     records: u64,
@@ -313,46 +363,29 @@ struct Tally {
 }
 
 impl Tally {
-    fn of(data: &[DataFile], deletes: &[DataFile]) -> Self {
-        Self {
-            data_files: data.len() as u64,
-            records: data.iter().map(DataFile::record_count).sum(),
-            delete_files: deletes.len() as u64,
-            position_deletes: deletes.iter().map(DataFile::record_count).sum(),
-            bytes: data.iter().chain(deletes).map(DataFile::file_size_in_bytes).sum(),
+    fn of<'a>(files: impl Iterator<Item = &'a DataFile>) -> Self {
+        let mut tally = Self::default();
+        for file in files {
+            tally.bytes += file.file_size_in_bytes();
+            if file.content_type() == DataContentType::Data {
+                tally.data_files += 1;
+                tally.records += file.record_count();
+            } else {
+                tally.delete_files += 1;
+                tally.position_deletes += file.record_count();
+            }
         }
+        tally
     }
 
-    /// The summary of a snapshot that adds this to the table's current one, whose watermarks it keeps.
-    fn summary(&self, table: &LakeTable) -> Summary {
-        let none = HashMap::new();
-        let previous =
-            table.metadata.current_snapshot().map_or(&none, |snapshot| &snapshot.summary().additional_properties);
-        let mut properties: HashMap<_, _> = previous
-            .iter()
-            .filter(|(name, _)| name.starts_with(WATERMARK))
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect();
-        for (what, added) in [
+    fn counts(&self) -> [(&'static str, u64); 6] {
+        [
             ("data-files", self.data_files),
             ("records", self.records),
             ("delete-files", self.delete_files),
             ("position-deletes", self.position_deletes),
             ("files-size", self.bytes),
             ("equality-deletes", 0),
-        ] {
-            let total = format!("total-{what}");
-            let before: u64 = previous.get(&total).and_then(|text| text.parse().ok()).unwrap_or(0);
-            properties.insert(total, (before + added).to_string());
-            if added > 0 {
-                properties.insert(format!("added-{what}"), added.to_string());
-            }
-        }
-        let operation = match (self.data_files, self.delete_files) {
-            (_, 0) => Operation::Append,
-            (0, _) => Operation::Delete,
-            _ => Operation::Overwrite,
-        };
-        Summary { operation, additional_properties: properties }
+        ]
     }
 }

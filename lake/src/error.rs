@@ -37,14 +37,24 @@ pub enum LakeError {
         /// What was found.
         reason: String,
     },
-    /// The lake holds tables that this actor's database knows nothing of.
-    #[error(
-        "{table} exists, but the index from keys to its rows, in the lake actor's database, is gone: \
-         restore that database, or move the directory away to start the table anew"
-    )]
-    IndexLost {
-        /// The table's directory.
+    /// The index from keys to rows does not agree with the table. It is made anew before the table is used next.
+    #[error("the index of {table} does not agree with the table: {reason}; it will be made anew")]
+    IndexStale {
+        /// The table.
         table: String,
+        /// What was found.
+        reason: String,
+    },
+    /// The lake holds tables of which nothing says how far they are.
+    #[error(
+        "{table} exists, but the lake actor's database is gone, and so is {positions}, which would say how far each shard \
+         was taken in: restore one of them, or move the tables away to start the lake anew"
+    )]
+    PositionsLost {
+        /// A table's directory.
+        table: String,
+        /// The object that is missing.
+        positions: String,
     },
     /// A record that no shard writes.
     #[error("record {lsn} of {shard} is malformed: {reason}")]
@@ -68,10 +78,12 @@ impl From<LakeError> for Error {
     fn from(error: LakeError) -> Self {
         let message = error.to_string();
         match error {
-            LakeError::Database(_) | LakeError::IndexLost { .. } => Self::new(ErrorCode::Storage, message),
+            LakeError::Database(_) | LakeError::PositionsLost { .. } => Self::new(ErrorCode::Storage, message),
             LakeError::Object(error) => error.into(),
             LakeError::Malformed { .. } => Self::new(ErrorCode::ObjectStore, message),
-            LakeError::Conflict { .. } => Self::retryable(ErrorCode::Conflict, message, 1000),
+            LakeError::Conflict { .. } | LakeError::IndexStale { .. } => {
+                Self::retryable(ErrorCode::Conflict, message, 1000)
+            }
             LakeError::Record { .. } => Self::invalid(message),
             LakeError::Iceberg(_) | LakeError::Arrow(_) | LakeError::Parquet(_) => Self::internal(message),
         }

@@ -11,7 +11,7 @@
 //! the table's metadata has the snapshot, the index is right and the entry is dropped; otherwise the metadata version is taken
 //! so that a late write cannot create it any more, the index goes back and the objects are deleted.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -23,23 +23,26 @@ use uuid::Uuid;
 use crate::LakeError;
 use crate::buffer::{Action, Buffer, Change, TableBuffer};
 use crate::columns::TableKind;
-use crate::commit::{Commit, SnapshotNames, put_file};
+use crate::commit::{Commit, Replaced, SnapshotNames, put_file};
 use crate::index::{Index, KnownTable, Pending};
 use crate::mirror::{MirrorPlan, Planner};
-use crate::parquet_file::{LakeFile, Placement, data_file, position_delete_file};
+use crate::parquet_file::{DataFileWriter, LakeFile, Placement, position_delete_file};
 use crate::record_batch::{Image, record_batch};
-use crate::table::{LakeTable, table_directory, table_name};
+use crate::table::{LakeTable, WATERMARK, table_directory, table_name};
 
 /// Rows that are turned into columns at a time.
 const BATCH_ROWS: usize = 32_768;
 
+/// How often in a row another program may be faster before a flush fails, to be tried again later.
+const MOST_CONFLICTS: u32 = 3;
+
 /// Writes the lake's tables.
 pub(crate) struct Writer {
-    context: Context,
-    objects: Rc<dyn ObjectStore>,
+    pub(crate) context: Context,
+    pub(crate) objects: Rc<dyn ObjectStore>,
     pub(crate) index: Index,
     /// By name.
-    tables: HashMap<String, LakeTable>,
+    pub(crate) tables: HashMap<String, LakeTable>,
 }
 
 impl Writer {
@@ -53,12 +56,32 @@ impl Writer {
         for (source, buffered) in &buffer.tables {
             for kind in [TableKind::Mirror, TableKind::Changes] {
                 let name = table_name(source, kind);
-                // A table is cached only while its state is certain.
-                let mut table = self.open(&name, source, kind, buffered).await?;
-                self.flush_table(&name, kind, &mut table, buffered).await?;
-                self.tables.insert(name, table);
+                let mut conflicts = 0;
+                while let Err(error) = self.flush_into(&name, source, kind, buffered).await {
+                    conflicts += 1;
+                    if conflicts > MOST_CONFLICTS || !matches!(error, LakeError::Conflict { .. }) {
+                        return Err(error);
+                    }
+                    // Another program was faster. What was planned on top of an older snapshot is given up, and planned anew.
+                    tracing::info!(%error, "committing again");
+                    self.resolve_pending().await?;
+                }
             }
         }
+        Ok(())
+    }
+
+    async fn flush_into(
+        &mut self,
+        name: &str,
+        source: &str,
+        kind: TableKind,
+        buffered: &TableBuffer,
+    ) -> Result<(), LakeError> {
+        // A table is cached only while its state is certain.
+        let mut table = self.open(name, source, kind, buffered).await?;
+        self.flush_table(name, kind, &mut table, buffered).await?;
+        self.tables.insert(name.to_owned(), table);
         Ok(())
     }
 
@@ -73,11 +96,19 @@ impl Writer {
                 Some(table) => Some(table.fence(&*self.objects, pending.version.cast_unsigned()).await?),
                 None => None,
             };
-            if table.is_some_and(|table| table.metadata.snapshot_by_id(pending.snapshot_id).is_some()) {
-                self.index.confirm(&pending)?;
-                continue;
+            let mut kept = BTreeSet::new();
+            if let Some(table) = table {
+                if table.metadata.snapshot_by_id(pending.snapshot_id).is_some() {
+                    self.index.confirm(&pending)?;
+                    continue;
+                }
+                if table.version > pending.version.cast_unsigned() {
+                    // Another program went on, perhaps from our snapshot, and may have expired it since.
+                    let snapshots: Vec<_> = table.metadata.snapshots().cloned().collect();
+                    kept = self.referenced(&table, &snapshots).await?;
+                }
             }
-            for path in &pending.paths {
+            for path in pending.paths.iter().filter(|path| !kept.contains(*path)) {
                 self.objects.delete(path).await?;
             }
             self.index.take_back(&pending)?;
@@ -92,22 +123,39 @@ impl Writer {
         kind: TableKind,
         buffered: &TableBuffer,
     ) -> Result<LakeTable, LakeError> {
-        if let Some(table) = self.tables.remove(name) {
+        if let Some(table) = self.open_existing(name).await? {
             return Ok(table);
         }
         let directory = table_directory(name);
-        let table = match LakeTable::load(&*self.objects, &directory).await? {
-            Some(table) => table,
-            None => {
-                let (uuid, now_ms) = (self.new_uuid(), self.context.now_ms());
-                LakeTable::create(&*self.objects, &directory, source, kind, &buffered.layouts, uuid, now_ms).await?
-            }
-        };
+        let (uuid, now_ms) = (self.new_uuid(), self.context.now_ms());
+        let table =
+            LakeTable::create(&*self.objects, &directory, source, kind, &buffered.layouts, uuid, now_ms).await?;
+        self.checked(name, table).await
+    }
+
+    /// A table, unless it was never made. It must be put back into `tables` while its state is certain.
+    pub(crate) async fn open_existing(&mut self, name: &str) -> Result<Option<LakeTable>, LakeError> {
+        if let Some(table) = self.tables.remove(name)
+            && self.index.table(name)?.snapshot_id == table.metadata.current_snapshot_id().unwrap_or(0)
+        {
+            return Ok(Some(table));
+        }
+        match LakeTable::load(&*self.objects, &table_directory(name)).await? {
+            Some(table) => self.checked(name, table).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes sure that the index is of the table's snapshot. Where another program has committed, the index is made anew.
+    async fn checked(&self, name: &str, table: LakeTable) -> Result<LakeTable, LakeError> {
         let known = self.index.table(name)?.snapshot_id;
         let found = table.metadata.current_snapshot_id().unwrap_or(0);
         if known != found {
-            let reason = format!("its snapshot is {found}, the index is of snapshot {known}");
-            return Err(LakeError::Conflict { table: directory, reason });
+            if found == 0 && known > 0 {
+                let reason = format!("it has no snapshot, the index is of snapshot {known}");
+                return Err(LakeError::Conflict { table: table.directory, reason });
+            }
+            self.rebuild_index(name, &table).await?;
         }
         Ok(table)
     }
@@ -140,7 +188,8 @@ impl Writer {
             let file = position_delete_file(rows, &placement(table, url, *day), self.row_group_rows())?;
             deletes.push(put_file(&*self.objects, table, file).await?);
         }
-        let commit = Commit { names, now_ms: self.context.now_ms(), data, deletes, watermarks };
+        let now_ms = self.context.now_ms();
+        let commit = Commit { names, now_ms, data, deletes, watermarks, replaced: Replaced::default() };
         table.commit(&*self.objects, commit).await?;
         self.index.confirm(&prepared.pending)
     }
@@ -232,36 +281,36 @@ impl Writer {
         buffered: &TableBuffer,
         file: &DataToWrite<'_>,
     ) -> Result<LakeFile, LakeError> {
-        let batches = file
-            .images
-            .chunks(BATCH_ROWS)
-            .map(|images| record_batch(&table.columns, &buffered.layouts, table.partition_field(), images));
-        data_file(&table.columns, batches, &placement(table, &file.url, file.day), self.row_group_rows())
+        let mut writer = DataFileWriter::new(&table.columns, self.row_group_rows())?;
+        for images in file.images.chunks(BATCH_ROWS) {
+            writer.write(&record_batch(&table.columns, &buffered.layouts, table.partition_field(), images)?)?;
+        }
+        writer.finish(&table.columns, &placement(table, &file.url, file.day))
     }
 
-    fn row_group_rows(&self) -> usize {
+    pub(crate) fn row_group_rows(&self) -> usize {
         usize::try_from(self.context.settings().lake_parquet_row_group_size).unwrap_or(usize::MAX)
     }
 
     /// A URL for a new file of a day.
-    fn new_url(&self, table: &LakeTable, day: i32) -> String {
+    pub(crate) fn new_url(&self, table: &LakeTable, day: i32) -> String {
         let date = NaiveDate::from_epoch_days(day).map(|date| date.to_string()).unwrap_or_default();
         table.url_of(&format!("{}/data/dt={date}/{}.parquet", table.directory, self.new_uuid()))
     }
 
-    fn new_uuid(&self) -> Uuid {
+    pub(crate) fn new_uuid(&self) -> Uuid {
         let random = u128::from(self.context.random_u64()) << 64 | u128::from(self.context.random_u64());
         uuid::Builder::from_random_bytes(random.to_be_bytes()).into_uuid()
     }
 
     /// Snapshot ids are positive.
-    fn new_snapshot_id(&self) -> i64 {
+    pub(crate) fn new_snapshot_id(&self) -> i64 {
         ((self.context.random_u64() >> 1).cast_signed()).max(1)
     }
 }
 
 /// Stands for the first data file of a table without an index.
-const NOT_INDEXED: i64 = i64::MAX;
+pub(crate) const NOT_INDEXED: i64 = i64::MAX;
 
 /// A commit that is durably planned.
 struct Prepared<'a> {
@@ -282,17 +331,19 @@ struct DeletesToWrite {
     rows: Vec<(Arc<str>, i64)>,
 }
 
-fn placement<'a>(table: &LakeTable, url: &'a str, day: i32) -> Placement<'a> {
+pub(crate) fn placement<'a>(table: &LakeTable, url: &'a str, day: i32) -> Placement<'a> {
     Placement { url, day, spec_id: table.metadata.default_partition_spec_id() }
 }
 
 /// The changes that the table has not taken in, by index, and the watermarks it will have with them.
 fn news(table: &LakeTable, changes: &[Change]) -> (Vec<usize>, BTreeMap<String, u64>) {
+    let known = table.watermarks();
     let mut shards: Vec<(&Rc<str>, u64, u64)> = Vec::new();
     let mut numbers = Vec::with_capacity(changes.len());
     for (number, change) in changes.iter().enumerate() {
         let place = shards.iter().position(|(shard, ..)| Rc::ptr_eq(shard, &change.shard)).unwrap_or_else(|| {
-            let watermark = table.watermark(&change.shard);
+            let watermark = known.get(&format!("{WATERMARK}{}", change.shard));
+            let watermark = watermark.and_then(|text| text.parse().ok()).unwrap_or(0);
             shards.push((&change.shard, watermark, watermark));
             shards.len() - 1
         });

@@ -2,7 +2,8 @@
 //!
 //! A commit to a table is prepared in one transaction: the index moves to what it will be after the commit, the places that it
 //! overwrites are kept in `_dosql_undo`, and `_dosql_pending` names the snapshot and its files. After the commit the pending
-//! entry is dropped; where it did not happen, the index is taken back.
+//! entry is dropped; where it did not happen, the index is taken back. A compaction, which moves many rows, notes their new
+//! places in `_dosql_moves` and the files they leave in `_dosql_replaced`; the index takes them over after the commit.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,7 +34,19 @@ CREATE TABLE IF NOT EXISTS _dosql_pending (
     table_id INTEGER PRIMARY KEY, snapshot_id INTEGER NOT NULL, version INTEGER NOT NULL, first_file INTEGER NOT NULL,
     rows INTEGER NOT NULL, paths TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS _dosql_moves (
+    table_id INTEGER NOT NULL, shard_id INTEGER NOT NULL, key NOT NULL, file INTEGER NOT NULL, position INTEGER NOT NULL,
+    PRIMARY KEY (table_id, shard_id, key)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS _dosql_replaced (
+    table_id INTEGER NOT NULL, file INTEGER NOT NULL, PRIMARY KEY (table_id, file)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS _dosql_maintenance (
+    task TEXT PRIMARY KEY, at_ms INTEGER NOT NULL
+) WITHOUT ROWID;
 ";
+/// Stands for a snapshot that no table has: the index is to be made anew.
+const NO_SNAPSHOT: i64 = -1;
 
 /// A row's key within its table and shard: a single integer as it is, anything else encoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,9 +121,12 @@ impl Index {
         Ok((Self { database }, known.is_none()))
     }
 
-    /// Makes the tables of a new database.
-    pub(crate) fn initialise(&self) -> Result<(), LakeError> {
-        self.transaction(|| Ok(self.database.execute_batch(TABLES)?))
+    /// Makes what tables the database lacks. In a new one, notes how far the shards are in a lake that is there already.
+    pub(crate) fn initialise(&self, durable: &BTreeMap<String, u64>) -> Result<(), LakeError> {
+        self.transaction(|| {
+            self.database.execute_batch(TABLES)?;
+            self.note_durable(durable)
+        })
     }
 
     /// Runs `work` as one transaction.
@@ -130,15 +146,17 @@ impl Index {
 
     /// Sets the shards' durable LSNs.
     pub(crate) fn set_durable(&self, shards: &BTreeMap<String, u64>) -> Result<(), LakeError> {
-        self.transaction(|| {
-            let mut statement = self.database.prepare_cached(
-                "INSERT INTO _dosql_shards (name, lsn) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET lsn = excluded.lsn",
-            )?;
-            for (shard, lsn) in shards {
-                statement.execute(params![shard, lsn.cast_signed()])?;
-            }
-            Ok(())
-        })
+        self.transaction(|| self.note_durable(shards))
+    }
+
+    fn note_durable(&self, shards: &BTreeMap<String, u64>) -> Result<(), LakeError> {
+        let mut statement = self.database.prepare_cached(
+            "INSERT INTO _dosql_shards (name, lsn) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET lsn = excluded.lsn",
+        )?;
+        for (shard, lsn) in shards {
+            statement.execute(params![shard, lsn.cast_signed()])?;
+        }
+        Ok(())
     }
 
     /// The number that stands for a shard in the index.
@@ -226,7 +244,13 @@ impl Index {
             self.database
                 .prepare_cached("UPDATE _dosql_tables SET snapshot_id = ?2, rows = rows + ?3 WHERE id = ?1")?
                 .execute(params![pending.table_id, pending.snapshot_id, pending.rows])?;
-            self.forget(pending)
+            for statement in [
+                "INSERT OR REPLACE INTO _dosql_index SELECT * FROM _dosql_moves WHERE table_id = ?1",
+                "DELETE FROM _dosql_files WHERE id IN (SELECT file FROM _dosql_replaced WHERE table_id = ?1)",
+            ] {
+                self.database.prepare_cached(statement)?.execute([pending.table_id])?;
+            }
+            self.forget(pending.table_id)
         })
     }
 
@@ -246,16 +270,75 @@ impl Index {
             self.database
                 .prepare_cached("DELETE FROM _dosql_files WHERE table_id = ?1 AND id >= ?2")?
                 .execute([table_id, first_file])?;
-            self.forget(pending)
+            self.forget(*table_id)
         })
     }
 
-    fn forget(&self, pending: &Pending) -> Result<(), LakeError> {
-        for statement in
-            ["DELETE FROM _dosql_undo WHERE table_id = ?1", "DELETE FROM _dosql_pending WHERE table_id = ?1"]
-        {
-            self.database.prepare_cached(statement)?.execute([pending.table_id])?;
+    fn forget(&self, table_id: i64) -> Result<(), LakeError> {
+        for statement in [
+            "DELETE FROM _dosql_undo WHERE table_id = ?1",
+            "DELETE FROM _dosql_moves WHERE table_id = ?1",
+            "DELETE FROM _dosql_replaced WHERE table_id = ?1",
+            "DELETE FROM _dosql_pending WHERE table_id = ?1",
+        ] {
+            self.database.prepare_cached(statement)?.execute([table_id])?;
         }
+        Ok(())
+    }
+
+    /// Forgets everything about a table but that it is there.
+    pub(crate) fn clear_table(&self, table_id: i64) -> Result<(), LakeError> {
+        self.transaction(|| {
+            self.mark_stale(table_id)?;
+            for statement in
+                ["DELETE FROM _dosql_index WHERE table_id = ?1", "DELETE FROM _dosql_files WHERE table_id = ?1"]
+            {
+                self.database.prepare_cached(statement)?.execute([table_id])?;
+            }
+            self.forget(table_id)
+        })
+    }
+
+    /// Has the index of a table made anew before it is used next.
+    pub(crate) fn mark_stale(&self, table_id: i64) -> Result<(), LakeError> {
+        self.describe(table_id, NO_SNAPSHOT, 0)
+    }
+
+    /// The index of a table is of this snapshot.
+    pub(crate) fn describe(&self, table_id: i64, snapshot_id: i64, rows: i64) -> Result<(), LakeError> {
+        self.database
+            .prepare_cached("UPDATE _dosql_tables SET snapshot_id = ?2, rows = ?3 WHERE id = ?1")?
+            .execute([table_id, snapshot_id, rows])?;
+        Ok(())
+    }
+
+    /// The number of a data file, which must be registered.
+    pub(crate) fn file_id(&self, table_id: i64, url: &str) -> Result<Option<i64>, LakeError> {
+        let mut statement =
+            self.database.prepare_cached("SELECT id FROM _dosql_files WHERE table_id = ?1 AND url = ?2")?;
+        Ok(statement.query_row(params![table_id, url], |row| row.get(0)).optional()?)
+    }
+
+    /// A pending commit takes this data file out of the table.
+    pub(crate) fn add_replaced(&self, table_id: i64, file: i64) -> Result<(), LakeError> {
+        self.database
+            .prepare_cached("INSERT OR IGNORE INTO _dosql_replaced (table_id, file) VALUES (?1, ?2)")?
+            .execute([table_id, file])?;
+        Ok(())
+    }
+
+    /// When a maintenance task was last begun; 0 where never.
+    pub(crate) fn last_run_ms(&self, task: &str) -> Result<u64, LakeError> {
+        let mut statement = self.database.prepare_cached("SELECT at_ms FROM _dosql_maintenance WHERE task = ?1")?;
+        let at_ms: Option<i64> = statement.query_row([task], |row| row.get(0)).optional()?;
+        Ok(at_ms.unwrap_or(0).cast_unsigned())
+    }
+
+    /// A maintenance task begins.
+    pub(crate) fn set_last_run_ms(&self, task: &str, at_ms: u64) -> Result<(), LakeError> {
+        self.database
+            .prepare_cached("INSERT OR REPLACE INTO _dosql_maintenance (task, at_ms) VALUES (?1, ?2)")?
+            .execute(params![task, at_ms.cast_signed()])?;
         Ok(())
     }
 
@@ -324,6 +407,16 @@ impl Keys<'_> {
             .prepare_cached("SELECT key FROM _dosql_index WHERE table_id = ?1 AND shard_id = ?2 LIMIT ?3")?;
         let rows = statement.query_map(params![self.table_id, self.shard_id, limit], |row| Key::read(row, 0))?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Notes where a row will stand after the pending commit.
+    pub(crate) fn move_to(&self, key: &Key, position: Position) -> Result<(), LakeError> {
+        self.database
+            .prepare_cached(
+                "INSERT INTO _dosql_moves (table_id, shard_id, key, file, position) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![self.table_id, self.shard_id, key, position.file, position.row])?;
+        Ok(())
     }
 
     /// Keeps the place that a committed row had, for [`Index::take_back`].

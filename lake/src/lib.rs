@@ -21,7 +21,7 @@
 //!
 //! Both tables carry `_shard`, `_lsn` (the transaction's LSN in that shard), `_committed_at` and `_misfit`; the change log also
 //! `_operation` (`insert`, `delete`, `update_before`, `update_after`,
-//! `drop_table`) and `_ordinal` (the change's place in its transaction).
+//! `drop_table`) and `_ordinal` (the change's place in its transaction), the mirror `_key` (see `key.rs`).
 //! Tables are partitioned by `day(_committed_at)`; the partition field is called `dt`, or `_dt` where the table has a column
 //! `dt` when its lake table is made. A source column whose name is taken by one of these is mirrored as `user_NAME`.
 //!
@@ -38,13 +38,19 @@
 
 mod actor;
 mod buffer;
+mod cleanup;
 mod columns;
 mod commit;
+mod compaction;
 mod error;
 mod flush;
 mod index;
+mod key;
+mod live_files;
+mod maintenance;
 mod mirror;
 mod parquet_file;
+mod rebuild;
 mod record_batch;
 mod table;
 

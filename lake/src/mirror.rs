@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use dosql_proto::value::Kind;
-use dosql_proto::{Row, WalTable};
+use dosql_proto::Row;
 
 use crate::LakeError;
 use crate::buffer::{Action, Change, TableBuffer};
 use crate::index::{Index, Key, Keys, Position};
+use crate::key::key;
 
 /// A data file to be written, of rows committed on one day.
 pub(crate) struct PlannedFile {
@@ -170,44 +170,4 @@ impl<'a> Planner<'a> {
         self.plan.files.push(PlannedFile { id, day, url, rows: Vec::new() });
         Ok(self.plan.files.len() - 1)
     }
-}
-
-/// A row's key: its primary key's values, or its rowid where it has none. A primary key with a NULL, of which SQLite allows
-/// several, counts the rowid in.
-fn key(layout: &WalTable, rowid: i64, row: &Row) -> Key {
-    let value = |column: &u32| row.values.get(*column as usize).and_then(|value| value.kind.as_ref());
-    match layout.primary_key.as_slice() {
-        [] => return Key::Integer(rowid),
-        [column] => {
-            if let Some(Kind::Integer(integer)) = value(column) {
-                return Key::Integer(*integer);
-            }
-        }
-        _ => {}
-    }
-    let mut bytes = Vec::new();
-    let mut has_null = false;
-    for column in &layout.primary_key {
-        match value(column) {
-            None => {
-                bytes.push(0);
-                has_null = true;
-            }
-            Some(Kind::Integer(integer)) => encode(&mut bytes, 1, &integer.to_be_bytes()),
-            Some(Kind::Real(real)) => encode(&mut bytes, 2, &real.to_be_bytes()),
-            Some(Kind::Text(text)) => encode(&mut bytes, 3, text.as_bytes()),
-            Some(Kind::RawText(text)) => encode(&mut bytes, 3, text),
-            Some(Kind::Blob(blob)) => encode(&mut bytes, 4, blob),
-        }
-    }
-    if has_null {
-        encode(&mut bytes, 5, &rowid.to_be_bytes());
-    }
-    Key::Encoded(bytes)
-}
-
-fn encode(bytes: &mut Vec<u8>, kind: u8, value: &[u8]) {
-    bytes.push(kind);
-    bytes.extend_from_slice(&(value.len() as u64).to_be_bytes());
-    bytes.extend_from_slice(value);
 }

@@ -35,27 +35,49 @@ pub(crate) struct Placement<'a> {
     pub(crate) spec_id: i32,
 }
 
-/// A data file of these rows.
-pub(crate) fn data_file(
-    columns: &LakeColumns,
-    batches: impl Iterator<Item = Result<RecordBatch, LakeError>>,
-    placement: &Placement<'_>,
-    row_group_rows: usize,
-) -> Result<LakeFile, LakeError> {
-    let (bytes, metadata) = encode(&columns.arrow, batches, row_group_rows)?;
-    let metrics = Metrics::of(&metadata, columns);
-    let rows = u64::try_from(metadata.file_metadata().num_rows()).unwrap_or(0);
-    let mut entry = entry(DataContentType::Data, placement, rows, bytes.len());
-    entry
-        .column_sizes(metrics.sizes)
-        .value_counts(metrics.values)
-        .null_value_counts(metrics.nulls)
-        .lower_bounds(metrics.lower)
-        .upper_bounds(metrics.upper)
-        .split_offsets(Some(
-            metadata.row_groups().iter().filter_map(|group| group.columns().first()).map(offset).collect(),
-        ));
-    Ok(LakeFile { bytes, entry: entry.build().map_err(incomplete)? })
+/// Encoded bytes of a row group at which it ends, however few rows it has.
+const ROW_GROUP_BYTES: usize = 64 << 20;
+
+/// Writes a data file, one row group in memory at a time beside what is encoded.
+pub(crate) struct DataFileWriter {
+    writer: ArrowWriter<Vec<u8>>,
+}
+
+impl DataFileWriter {
+    pub(crate) fn new(columns: &LakeColumns, row_group_rows: usize) -> Result<Self, LakeError> {
+        Ok(Self { writer: writer(&columns.arrow, row_group_rows)? })
+    }
+
+    pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), LakeError> {
+        self.writer.write(batch)?;
+        if self.writer.in_progress_size() >= ROW_GROUP_BYTES {
+            self.writer.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the row groups that have ended.
+    pub(crate) fn bytes_written(&self) -> usize {
+        self.writer.bytes_written()
+    }
+
+    pub(crate) fn finish(mut self, columns: &LakeColumns, placement: &Placement<'_>) -> Result<LakeFile, LakeError> {
+        let metadata = self.writer.finish()?;
+        let bytes = std::mem::take(self.writer.inner_mut());
+        let metrics = Metrics::of(&metadata, columns);
+        let rows = u64::try_from(metadata.file_metadata().num_rows()).unwrap_or(0);
+        let mut entry = entry(DataContentType::Data, placement, rows, bytes.len());
+        entry
+            .column_sizes(metrics.sizes)
+            .value_counts(metrics.values)
+            .null_value_counts(metrics.nulls)
+            .lower_bounds(metrics.lower)
+            .upper_bounds(metrics.upper)
+            .split_offsets(Some(
+                metadata.row_groups().iter().filter_map(|group| group.columns().first()).map(offset).collect(),
+            ));
+        Ok(LakeFile { bytes: bytes.into(), entry: entry.build().map_err(incomplete)? })
+    }
 }
 
 /// A position delete file: rows of data files, by URL and position, in ascending order.
@@ -71,7 +93,9 @@ pub(crate) fn position_delete_file(
     let files: StringArray = deletes.iter().map(|(file, _)| Some(&**file)).collect();
     let positions: Int64Array = deletes.iter().map(|(_, position)| Some(*position)).collect();
     let batch = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(files), Arc::new(positions)])?;
-    let (bytes, _) = encode(&schema, std::iter::once(Ok(batch)), row_group_rows)?;
+    let mut writer = writer(&schema, row_group_rows)?;
+    writer.write(&batch)?;
+    let bytes: Bytes = writer.into_inner()?.into();
     let mut entry = entry(DataContentType::PositionDeletes, placement, deletes.len() as u64, bytes.len());
     if let (Some((first, _)), Some((last, _))) = (deletes.first(), deletes.last()) {
         entry.lower_bounds(HashMap::from([(DELETED_FILE_ID, Datum::string(first))]));
@@ -98,11 +122,7 @@ fn incomplete(error: iceberg::spec::DataFileBuilderError) -> LakeError {
     LakeError::Iceberg(Box::new(iceberg::Error::new(iceberg::ErrorKind::DataInvalid, error.to_string())))
 }
 
-fn encode(
-    schema: &SchemaRef,
-    batches: impl Iterator<Item = Result<RecordBatch, LakeError>>,
-    row_group_rows: usize,
-) -> Result<(Bytes, ParquetMetaData), LakeError> {
+fn writer(schema: &SchemaRef, row_group_rows: usize) -> Result<ArrowWriter<Vec<u8>>, LakeError> {
     let properties = WriterProperties::builder()
         .set_created_by("DoLake".to_owned())
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
@@ -112,13 +132,7 @@ fn encode(
         .build();
     // The Arrow schema itself is left out: readers go by field ids.
     let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
-    let mut bytes = Vec::new();
-    let mut writer = ArrowWriter::try_new_with_options(&mut bytes, Arc::clone(schema), options)?;
-    for batch in batches {
-        writer.write(&batch?)?;
-    }
-    let metadata = writer.close()?;
-    Ok((bytes.into(), metadata))
+    Ok(ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(schema), options)?)
 }
 
 fn offset(column: &parquet::file::metadata::ColumnChunkMetaData) -> i64 {
@@ -184,7 +198,9 @@ fn bounds(source: &Source, statistics: &Statistics) -> (Option<Datum>, Option<Da
         }
         Statistics::ByteArray(values) => {
             let datum = |bytes: &[u8]| match source {
-                Source::Column(ColumnType::Binary) => Some(Datum::binary(bytes.iter().copied())),
+                Source::Column(ColumnType::Binary) | Source::Meta(Meta::Key) => {
+                    Some(Datum::binary(bytes.iter().copied()))
+                }
                 _ => std::str::from_utf8(bytes).ok().map(Datum::string),
             };
             (values.min_bytes_opt().and_then(datum), values.max_bytes_opt().and_then(datum))

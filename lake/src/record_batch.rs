@@ -12,6 +12,7 @@ use dosql_proto::{Row, Value, WalTable};
 use crate::LakeError;
 use crate::buffer::Change;
 use crate::columns::{ColumnType, LakeColumns, Meta, Source};
+use crate::key::{is_told, key, stored, telling_columns};
 
 /// One row to be written: an image out of a change.
 #[derive(Clone, Copy)]
@@ -41,6 +42,7 @@ pub(crate) fn record_batch(
                 });
                 Some(cells_array(column_type, cells, &mut misfits))
             }
+            Source::Meta(Meta::Key) => Some(key_array(columns, layouts, &sources, images)),
             Source::Meta(meta) => meta_array(meta, images),
         });
     }
@@ -121,7 +123,7 @@ fn is_exact(integer: i64) -> bool {
     (-LIMIT..=LIMIT).contains(&integer)
 }
 
-/// A column that every row has; `None` for the misfits, which are known only after the cells.
+/// A column that every row has; `None` for those that are made of several others.
 fn meta_array(meta: Meta, images: &[Image<'_>]) -> Option<ArrayRef> {
     let long = |value: fn(&Change) -> i64| -> ArrayRef {
         let mut array = Int64Builder::with_capacity(images.len());
@@ -134,7 +136,7 @@ fn meta_array(meta: Meta, images: &[Image<'_>]) -> Option<ArrayRef> {
         Arc::new(array.finish())
     };
     Some(match meta {
-        Meta::Misfit => return None,
+        Meta::Misfit | Meta::Key => return None,
         Meta::Shard => string(|image| &image.change.shard),
         Meta::Operation => string(|image| image.operation),
         Meta::Lsn => long(|change| i64::try_from(change.lsn).unwrap_or(i64::MAX)),
@@ -145,6 +147,25 @@ fn meta_array(meta: Meta, images: &[Image<'_>]) -> Option<ArrayRef> {
             Arc::new(array.finish().with_timezone("UTC"))
         }
     })
+}
+
+/// The keys that the other columns do not tell.
+fn key_array(
+    columns: &LakeColumns,
+    layouts: &[WalTable],
+    sources: &[Vec<Option<usize>>],
+    images: &[Image<'_>],
+) -> ArrayRef {
+    let telling: Vec<_> =
+        layouts.iter().zip(sources).map(|(layout, sources)| telling_columns(columns, sources, layout)).collect();
+    let mut array = BinaryBuilder::new();
+    for Image { change, row, .. } in images {
+        let told = telling[change.layout].as_ref().is_some_and(|columns| {
+            columns.iter().all(|(source, column_type)| is_told(*column_type, row.values.get(*source)))
+        });
+        array.append_option((!told).then(|| stored(&key(&layouts[change.layout], change.rowid, row))));
+    }
+    Arc::new(array.finish())
 }
 
 fn misfit_array(layouts: &[WalTable], images: &[Image<'_>], misfits: &[bool]) -> ArrayRef {

@@ -1,5 +1,7 @@
 //! One Iceberg table in object storage: where its objects stand, how it is found and made.
 
+use std::collections::{HashMap, HashSet};
+
 use dosql_actors::ObjectStore;
 use dosql_proto::WalTable;
 use iceberg::spec::{ManifestFile, SchemaRef, TableMetadata};
@@ -7,14 +9,17 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::LakeError;
-use crate::columns::{LakeColumns, TableKind, new_schema, partition_field_name};
+use crate::columns::{LakeColumns, TableKind, key_ids, new_schema, partition_field_name};
 
 /// The warehouse's default namespace.
 pub(crate) const NAMESPACE: &str = "default";
-/// Metadata versions that the newest one's log names.
+/// The table property that says how many earlier metadata versions the newest one's log names, and its first value.
+pub(crate) const METADATA_VERSIONS: &str = "write.metadata.previous-versions-max";
 const METADATA_VERSIONS_LOGGED: &str = "100";
 /// In a snapshot's summary, before a shard's name: the last LSN of that shard the table has taken in.
 pub(crate) const WATERMARK: &str = "dosql.lsn.";
+/// The table property that lists the ids of a mirror's key columns.
+const KEY: &str = "dosql.key";
 /// Suffix of a change log's name.
 const CHANGES: &str = "__changes";
 
@@ -34,6 +39,11 @@ pub(crate) fn table_name(source: &str, kind: TableKind) -> String {
         name.push_str(CHANGES);
     }
     name
+}
+
+/// Which of a source table's lake tables has this name.
+pub(crate) fn kind_of(name: &str) -> TableKind {
+    if name.ends_with(CHANGES) { TableKind::Changes } else { TableKind::Mirror }
 }
 
 /// The directory of a lake table.
@@ -60,17 +70,25 @@ pub(crate) struct LakeTable {
 
 impl LakeTable {
     fn new(directory: &str, version: u64, metadata: TableMetadata) -> Result<Self, LakeError> {
-        let columns = LakeColumns::of_schema(metadata.current_schema())?;
+        let key = metadata.properties().get(KEY).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        let columns = LakeColumns::of_schema(metadata.current_schema(), key)?;
         Ok(Self { directory: directory.to_owned(), version, metadata, columns, evolved: None, manifests: None })
     }
 
-    /// The newest version of the table, or `None` where there is none. The version hint may be stale: newer versions are
-    /// looked for.
+    /// The newest version of the table, or `None` where there is none. The version hint may be stale, or gone: newer versions
+    /// are looked for.
     pub(crate) async fn load(objects: &dyn ObjectStore, directory: &str) -> Result<Option<Self>, LakeError> {
         let hint = objects.get(&hint_path(directory)).await?;
-        let mut version =
-            hint.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.trim().parse().ok()).unwrap_or(1_u64).max(1);
-        let Some(mut bytes) = objects.get(&metadata_path(directory, version)).await? else { return Ok(None) };
+        let hint = hint.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.trim().parse::<u64>().ok());
+        let mut version = hint.unwrap_or(1).max(1);
+        let mut found = objects.get(&metadata_path(directory, version)).await?;
+        if found.is_none() {
+            // The version that the hint names may have been cleaned up.
+            let Some(newest) = newest_version(objects, directory).await? else { return Ok(None) };
+            version = newest;
+            found = objects.get(&metadata_path(directory, version)).await?;
+        }
+        let Some(mut bytes) = found else { return Ok(None) };
         while let Some(newer) = objects.get(&metadata_path(directory, version + 1)).await? {
             bytes = newer;
             version += 1;
@@ -94,6 +112,7 @@ impl LakeTable {
         let partition_field = partition_field_name(layouts);
         let schema = new_schema(kind, layouts, partition_field)?;
         let committed_at = schema.field_by_name("_committed_at").map(|field| field.id);
+        let key = key_ids(&schema, layouts, partition_field);
         let document = json!({
             "format-version": 2,
             "table-uuid": uuid,
@@ -118,7 +137,8 @@ impl LakeTable {
             "default-sort-order-id": 0,
             "properties": {
                 "dosql.source": source,
-                "write.metadata.previous-versions-max": METADATA_VERSIONS_LOGGED,
+                KEY: json!(key).to_string(),
+                METADATA_VERSIONS: METADATA_VERSIONS_LOGGED,
                 "write.parquet.compression-codec": "zstd"
             },
             "snapshots": [],
@@ -166,20 +186,46 @@ impl LakeTable {
         self.metadata.default_partition_spec().fields().first().map_or("dt", |field| &field.name)
     }
 
-    /// The last LSN of `shard` that the table has taken in.
-    pub(crate) fn watermark(&self, shard: &str) -> u64 {
-        self.metadata
-            .current_snapshot()
-            .and_then(|snapshot| snapshot.summary().additional_properties.get(&format!("{WATERMARK}{shard}")))
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(0)
+    /// The snapshots that branches and tags name. Read off the document, since the type keeps them to itself.
+    pub(crate) fn named_snapshots(&self) -> Result<HashSet<i64>, LakeError> {
+        let document = serde_json::to_value(&self.metadata).map_err(|error| LakeError::Malformed {
+            path: metadata_path(&self.directory, self.version),
+            reason: error.to_string(),
+        })?;
+        let references = document["refs"].as_object().into_iter().flat_map(|references| references.values());
+        Ok(references.filter_map(|reference| reference["snapshot-id"].as_i64()).collect())
+    }
+
+    /// The newest snapshot that says how far the shards were taken in: one that another program committed does not.
+    pub(crate) fn watermark_snapshot(&self) -> Option<i64> {
+        let mut snapshot = self.metadata.current_snapshot();
+        while let Some(current) = snapshot {
+            if current.summary().additional_properties.keys().any(|name| name.starts_with(WATERMARK)) {
+                return Some(current.snapshot_id());
+            }
+            snapshot = current.parent_snapshot_id().and_then(|id| self.metadata.snapshot_by_id(id));
+        }
+        None
+    }
+
+    /// The last LSN of each shard that the table has taken in, as it stands in a snapshot's summary.
+    pub(crate) fn watermarks(&self) -> HashMap<String, String> {
+        let snapshot = self.watermark_snapshot().and_then(|id| self.metadata.snapshot_by_id(id));
+        let properties = snapshot.iter().flat_map(|snapshot| &snapshot.summary().additional_properties);
+        let ours = properties.filter(|(name, _)| name.starts_with(WATERMARK));
+        ours.map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 
     /// Points readers at the newest version. That may fail: whoever finds a stale hint looks for newer versions.
     pub(crate) async fn put_hint(&self, objects: &dyn ObjectStore) {
-        if let Err(error) = objects.put(&hint_path(&self.directory), self.version.to_string().into()).await {
+        if let Err(error) = self.try_put_hint(objects).await {
             tracing::warn!(table = self.directory, version = self.version, %error, "version hint not written");
         }
+    }
+
+    /// Points readers at the newest version.
+    pub(crate) async fn try_put_hint(&self, objects: &dyn ObjectStore) -> Result<(), LakeError> {
+        Ok(objects.put(&hint_path(&self.directory), self.version.to_string().into()).await?)
     }
 
     /// Makes sure that a commit to `version`, which may still be on its way, can no longer happen: takes that version with the
@@ -199,6 +245,17 @@ impl LakeTable {
             (_, Ok(())) => Err(LakeError::Malformed { path, reason: "it was created and is gone".to_owned() }),
         }
     }
+}
+
+/// The newest version by the names of the metadata files.
+async fn newest_version(objects: &dyn ObjectStore, directory: &str) -> Result<Option<u64>, LakeError> {
+    let listed = objects.list(&format!("{directory}/metadata/v")).await?;
+    Ok(listed.iter().filter_map(|object| metadata_version(&object.path)).max())
+}
+
+/// The version that a metadata file is of.
+pub(crate) fn metadata_version(path: &str) -> Option<u64> {
+    path.rsplit_once("/metadata/v")?.1.strip_suffix(".metadata.json")?.parse().ok()
 }
 
 fn hint_path(directory: &str) -> String {

@@ -162,40 +162,56 @@ impl History {
     }
 }
 
+/// How a history is delivered.
+#[derive(Clone, Copy)]
+struct Delivery {
+    flush_every: usize,
+    /// Compacts and cleans up after every flush.
+    maintain: bool,
+}
+
 /// Delivers as the change stream does: from where the lake stands, again after every error.
-fn deliver(world: &mut World, history: &History, flush_every: usize) {
+fn deliver(world: &mut World, history: &History, delivery: Delivery) {
     for round in 0.. {
         assert!(round < 300, "the lake makes no progress");
-        let Ok(positions) = world.positions() else {
+        world.now_ms.set(world.now_ms.get() + 1000);
+        let Ok(complete) = deliver_some(world, history) else {
             world.lake = None;
             continue;
         };
-        let accepted = |shard: &str| {
-            positions.iter().find(|position| position.shard == shard).map_or(0, |position| position.buffered_lsn)
-        };
-        let mut complete = true;
-        for (name, shard) in SHARDS.iter().zip(&history.shards) {
-            let after = accepted(name);
-            let rest = &shard.log[after as usize..];
-            if rest.is_empty() {
-                continue;
+        if complete || round % delivery.flush_every == delivery.flush_every - 1 {
+            let mut outcome = world.flush().map(drop);
+            if outcome.is_ok() && delivery.maintain {
+                outcome = world.maintain();
             }
-            complete = false;
-            let batch = &rest[..rest.len().min(3)];
-            if world.append(name, after, batch).is_err() && world.objects.down.get() {
+            if outcome.is_err() && world.objects.down.get() {
                 world.lake = None;
             }
-        }
-        if complete || round % flush_every == flush_every - 1 {
-            let flushed = world.flush();
-            if flushed.is_err() && world.objects.down.get() {
-                world.lake = None;
-            }
-            if complete && flushed.is_ok() {
+            if complete && outcome.is_ok() {
                 return;
             }
         }
     }
+}
+
+/// Delivers some records of each shard; says whether there were none any more.
+fn deliver_some(world: &mut World, history: &History) -> Result<bool, dosql_proto::Error> {
+    let positions = world.positions()?;
+    let mut complete = true;
+    for (name, shard) in SHARDS.iter().zip(&history.shards) {
+        let position = positions.iter().find(|position| position.shard == *name);
+        let after = position.map_or(0, |position| position.buffered_lsn);
+        let rest = &shard.log[after as usize..];
+        if rest.is_empty() {
+            continue;
+        }
+        complete = false;
+        let batch = &rest[..rest.len().min(3)];
+        if world.append(name, after, batch).is_err() && world.objects.down.get() {
+            world.lake = None;
+        }
+    }
+    Ok(complete)
 }
 
 /// The rows the mirror should hold: shard and cells as text, sorted.
@@ -286,7 +302,7 @@ fn the_lake_holds_what_the_shards_hold() {
         let history = History::generate(seed, 120);
         let mut world =
             World::new(seed, "memory://lake/", Settings { lake_event_threshold: 40, ..Settings::default() });
-        deliver(&mut world, &history, 7);
+        deliver(&mut world, &history, Delivery { flush_every: 7, maintain: seed % 2 == 1 });
         check(&world, &history, &format!("seed {seed}"));
         let rows: usize = COLUMNS.iter().map(|(table, _)| expected_rows(&history, table).len()).sum();
         let mirrored: u64 = world
@@ -300,25 +316,153 @@ fn the_lake_holds_what_the_shards_hold() {
     }
 }
 
-#[test]
-fn any_operation_may_fail() {
+/// Small enough that compaction has something to do, and nothing kept that need not be.
+fn busy() -> Settings {
+    Settings {
+        lake_event_threshold: 40,
+        lake_target_file_size: 6_000,
+        lake_parquet_row_group_size: 16,
+        lake_snapshot_retention_ms: 0,
+        lake_keep_snapshots: 1,
+        lake_keep_metadata: 1,
+        lake_orphan_age_ms: 0,
+        ..Settings::default()
+    }
+}
+
+/// The operations, of so many, at which something is to happen: every `step`th, from one that the seed chooses; every one where
+/// `DOSQL_EVERY_FAULT` is set.
+fn fault_points(operations: u64, step: u64) -> impl Iterator<Item = u64> {
+    let step = if std::env::var_os("DOSQL_EVERY_FAULT").is_some() { 1 } else { step };
+    (1..=operations).skip((seed() % step) as usize).step_by(step as usize)
+}
+
+/// Lets operations of a delivery fail in every way.
+fn fail(history: &History, settings: &Settings, delivery: Delivery, step: u64) {
     let seed = seed();
-    let history = History::generate(seed, 24);
     let world = |fault| {
-        let world = World::new(seed, "memory://lake/", Settings::default());
+        let world = World::new(seed, "memory://lake/", settings.clone());
         world.objects.fault.set(fault);
         world
     };
     let mut calm = world(None);
-    deliver(&mut calm, &history, 2);
-    check(&calm, &history, "without faults");
+    deliver(&mut calm, history, delivery);
+    check(&calm, history, "without faults");
     let operations = calm.objects.operations.get();
+    println!("{operations} operations");
     assert!(operations > 100, "only {operations} operations");
-    for number in 1..=operations {
+    for number in fault_points(operations, step) {
         for fault in [Fault::Before, Fault::After, Fault::CrashBefore, Fault::CrashAfter] {
             let mut world = world(Some((number, fault)));
-            deliver(&mut world, &history, 2);
-            check(&world, &history, &format!("{fault:?} at operation {number}, seed {seed}"));
+            deliver(&mut world, history, delivery);
+            check(&world, history, &format!("{fault:?} at operation {number}, seed {seed}"));
         }
+    }
+}
+
+#[test]
+fn any_operation_of_a_flush_may_fail() {
+    let history = History::generate(seed(), 24);
+    fail(&history, &Settings::default(), Delivery { flush_every: 2, maintain: false }, 2);
+}
+
+#[test]
+fn any_operation_of_compaction_and_clean_up_may_fail() {
+    let history = History::generate(seed(), 16);
+    fail(&history, &busy(), Delivery { flush_every: 2, maintain: true }, 17);
+}
+
+#[test]
+fn the_index_comes_back_from_the_lake() {
+    let seed = seed();
+    for seed in seed..seed + 3 {
+        let history = History::generate(seed, 60);
+        let mut world = World::new(seed, "memory://lake/", busy());
+        for round in 0..200_u64 {
+            world.now_ms.set(world.now_ms.get() + 1000);
+            let complete = deliver_some(&mut world, &history).unwrap();
+            world.flush().unwrap();
+            if round % 3 == 2 || complete {
+                let durable = |world: &mut World| -> BTreeMap<String, u64> {
+                    let positions = world.positions().unwrap().into_iter();
+                    positions.map(|position| (position.shard, position.durable_lsn)).collect()
+                };
+                let before = durable(&mut world);
+                world = world.without_database(seed + round);
+                // The shards have forgotten what was durable.
+                assert_eq!(durable(&mut world), before, "seed {seed}, round {round}");
+                if round % 2 == 0 {
+                    world.maintain().unwrap();
+                }
+            }
+            if complete {
+                break;
+            }
+        }
+        check(&world, &history, &format!("seed {seed}"));
+        let rows: usize = COLUMNS.iter().map(|(table, _)| expected_rows(&history, table).len()).sum();
+        world.maintain().unwrap();
+        let tables = world.status().tables;
+        let mirrored: u64 =
+            tables.iter().filter(|table| !table.name.ends_with("__changes")).map(|table| table.rows).sum();
+        assert_eq!(mirrored, rows as u64, "seed {seed}");
+    }
+}
+
+/// Another writer of the same tables, with a database of its own, commits at any moment of a flush, a compaction or a clean-up:
+/// one wins, the other goes on from what it finds.
+#[test]
+fn two_writers_do_not_harm_each_other() {
+    let seed = seed();
+    let history = History::generate(seed, 16);
+    let delivery = Delivery { flush_every: 1, maintain: true };
+    // Both have begun, and one is ahead.
+    let prepared = || {
+        // What is under way is younger than what clean-up may delete.
+        let settings = Settings { lake_snapshot_retention_ms: 5_000, lake_orphan_age_ms: 5_000, ..busy() };
+        let mut one = World::new(seed, "memory://lake/", settings);
+        for _ in 0..2 {
+            one.now_ms.set(one.now_ms.get() + 1000);
+            deliver_some(&mut one, &history).unwrap();
+            one.flush().unwrap();
+        }
+        let mut other = one.without_database(seed + 1);
+        deliver_some(&mut other, &history).unwrap();
+        other.flush().unwrap();
+        one.objects.operations.set(0);
+        (one, other)
+    };
+    // Until it has committed, which at first it may fail to.
+    fn step(world: &mut World, history: &History) {
+        for attempt in 0.. {
+            let outcome = deliver_some(world, history).and_then(|_| world.flush()).and_then(|_| world.maintain());
+            match outcome {
+                Ok(()) => return,
+                Err(error) => assert!(error.retryable && attempt < 30, "{error}"),
+            }
+        }
+    }
+    let (mut one, _) = prepared();
+    step(&mut one, &history);
+    let operations = one.objects.operations.get();
+    println!("{operations} operations");
+    assert!(operations > 100, "only {operations} operations");
+    for number in fault_points(operations, 23) {
+        let (mut one, other) = prepared();
+        let other = std::rc::Rc::new(std::cell::RefCell::new(other));
+        let (history, meanwhile) = (&history, std::rc::Rc::clone(&other));
+        let log: Vec<Vec<WalRecord>> = history.shards.iter().map(|shard| shard.log.clone()).collect();
+        let meanwhile = Box::new(move || {
+            let shards = log.into_iter().map(|log| Shard { log, ..Shard::default() }).collect();
+            let history = History { shards, ..History::new(0) };
+            step(&mut meanwhile.borrow_mut(), &history);
+        });
+        *one.objects.meanwhile.borrow_mut() = Some((number, meanwhile));
+        step(&mut one, history);
+        let what = format!("the other commits before operation {number}, seed {seed}");
+        deliver(&mut one, history, delivery);
+        check(&one, history, &what);
+        deliver(&mut other.borrow_mut(), history, delivery);
+        check(&one, history, &format!("{what}, and goes on"));
     }
 }

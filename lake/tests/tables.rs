@@ -13,7 +13,8 @@ mod support;
 
 use dosql_actors::Settings;
 use dosql_proto::{
-    Column, ErrorCode, Operation, Row, RowChange, SchemaChange, Value, WalRecord, WalTable, value::Kind,
+    Column, CompactionMode, ErrorCode, LakeCleaned, Operation, Row, RowChange, SchemaChange, Value, WalRecord,
+    WalTable, value::Kind,
 };
 use support::World;
 
@@ -210,14 +211,182 @@ fn many_commits_do_not_make_many_manifests() {
 }
 
 #[test]
-fn a_lake_without_its_index_is_refused() {
+fn a_lake_without_database_and_positions_is_refused() {
     let table = table("t", &[("id", "INTEGER")], &[0]);
     let mut first = world(Settings::default());
     first.append("shard-0", 0, &[inserts(1, &table, vec![vec![1.into()]])]).unwrap();
     first.flush().unwrap();
-    let mut second = world(Settings::default());
-    second.objects.files.borrow_mut().extend(first.objects.files.take());
-    let error = second.restart().unwrap_err();
+    first.objects.files.borrow_mut().remove("lake-positions.json");
+    let error = first.without_database(2).restart().unwrap_err();
     assert_eq!(error.code(), ErrorCode::Storage);
     assert!(error.message.contains("warehouse/default/t"), "{error}");
+}
+
+/// Keys that the columns tell, and keys that they do not.
+#[test]
+fn every_kind_of_key_is_read_back() {
+    let raw = || Value { kind: Some(Kind::RawText(vec![0xff])) };
+    let keys: [(&str, &[u32], Vec<Value>); 6] = [
+        ("INTEGER", &[0], vec![1.into(), i64::MIN.into(), "one".into(), 1.5.into()]),
+        ("TEXT", &[0], vec!["1".into(), "".into(), raw(), Value::NULL]),
+        ("", &[0], vec![1.into(), "1".into(), 1.0.into(), Value::blob(*b"1")]),
+        ("REAL", &[0], vec![1.5.into(), "1.5".into(), f64::INFINITY.into()]),
+        ("BLOB", &[0], vec![Value::blob(*b""), "".into(), Value::blob(*b"ab")]),
+        ("TEXT", &[], vec!["same".into(), "same".into()]),
+    ];
+    for (declared, primary_key, values) in keys {
+        let table = table("t", &[("k", declared), ("note", "TEXT")], primary_key);
+        let row = |value: &Value, note: &str| -> Row { [value.clone(), note.into()].into_iter().collect() };
+        let mut world = world(Settings::default());
+        let rows = values.iter().map(|value| row(value, "first").values).collect();
+        world.append("shard-0", 0, &[inserts(1, &table, rows)]).unwrap();
+        world.flush().unwrap();
+        let mut world = world.without_database(9);
+        // The first is deleted, the others are updated.
+        let changes = (1..)
+            .zip(&values)
+            .map(|(number, value)| RowChange {
+                table: 0,
+                operation: if number == 1 { Operation::Delete } else { Operation::Update }.into(),
+                rowid: 1000 + number,
+                before: Some(row(value, "first")),
+                after: (number != 1).then(|| row(value, "second")),
+            })
+            .collect();
+        let record = WalRecord { lsn: 2, hlc: NOON_MS << 16, tables: vec![table], changes, ..WalRecord::default() };
+        world.append("shard-0", 1, &[record]).unwrap();
+        world.flush().unwrap();
+        let rows = reading::rows(&world.objects, "t");
+        assert_eq!(rows.len(), values.len() - 1, "{declared} {rows:?}");
+        assert!(rows.iter().all(|row| row["note"] == "second"), "{declared} {rows:?}");
+    }
+}
+
+/// A table of `count` commits with one row each, and every third row deleted.
+fn fragmented(world: &mut World, count: u64) {
+    let table = table("t", &[("id", "INTEGER"), ("text", "TEXT")], &[0]);
+    for lsn in 1..=count {
+        let row = vec![lsn.cast_signed().into(), format!("{lsn} {}", "x".repeat(50)).into()];
+        world.append("shard-0", lsn - 1, &[inserts(lsn, &table, vec![row])]).unwrap();
+        world.flush().unwrap();
+    }
+    let changes = (1..=count)
+        .step_by(3)
+        .map(|id| RowChange {
+            table: 0,
+            operation: Operation::Delete.into(),
+            rowid: id.cast_signed(),
+            before: Some([id.cast_signed().into(), "".into()].into_iter().collect()),
+            after: None,
+        })
+        .collect();
+    let lsn = count + 1;
+    let record = WalRecord { lsn, hlc: NOON_MS << 16, tables: vec![table], changes, ..WalRecord::default() };
+    world.append("shard-0", count, &[record]).unwrap();
+    world.flush().unwrap();
+}
+
+#[test]
+fn compaction_makes_few_files_of_many() {
+    let settings = Settings { lake_compaction_max_files: 8, ..Settings::default() };
+    let mut world = world(settings);
+    fragmented(&mut world, 21);
+    let before = reading::rows(&world.objects, "t");
+    assert_eq!(reading::files(&world.objects, "t"), (21, 1));
+    // The day is not over.
+    assert_eq!(world.compact("t", CompactionMode::Auto).unwrap(), None);
+    world.now_ms.set(NOON_MS + 3 * 86_400_000);
+    let first = world.compact("t", CompactionMode::Auto).unwrap().unwrap();
+    assert_eq!((first.partition.as_str(), first.files_before), ("2026-01-01", 9));
+    // One file of what is left, and the deletes that hit other files.
+    assert_eq!((first.files_after, first.deletes_folded), (2, 3));
+    assert_eq!(reading::files(&world.objects, "t"), (14, 1));
+    while world.compact("t", CompactionMode::Full).unwrap().is_some() {}
+    assert_eq!(reading::files(&world.objects, "t"), (1, 0));
+    let sorted = |mut rows: Vec<reading::TextRow>| {
+        rows.sort();
+        rows
+    };
+    assert_eq!(sorted(reading::rows(&world.objects, "t")), sorted(before));
+    let metadata = reading::metadata(&world.objects, "t").unwrap();
+    let summary = &metadata.current_snapshot().unwrap().summary().additional_properties;
+    assert_eq!((summary["total-records"].as_str(), summary["total-data-files"].as_str()), ("14", "1"));
+    assert_eq!((summary["total-delete-files"].as_str(), summary["total-position-deletes"].as_str()), ("0", "0"));
+    // The index is right about where the rows are now.
+    let table = table("t", &[("id", "INTEGER"), ("text", "TEXT")], &[0]);
+    world.append("shard-0", 22, &[inserts(23, &table, vec![vec![2.into(), "again".into()]])]).unwrap();
+    world.flush().unwrap();
+    let rows = reading::rows(&world.objects, "t");
+    assert_eq!(rows.len(), 14);
+    assert_eq!(rows.iter().find(|row| row["id"] == "2").unwrap()["text"], "again");
+    let error = world.compact("nothing", CompactionMode::Full).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::NotFound);
+}
+
+#[test]
+fn clean_up_keeps_what_is_retained() {
+    let settings = Settings { lake_keep_snapshots: 3, lake_keep_metadata: 2, ..Settings::default() };
+    let mut world = world(settings);
+    world.now_ms.set(NOON_MS);
+    fragmented(&mut world, 12);
+    while world.compact("t", CompactionMode::Full).unwrap().is_some() {}
+    let garbage = "warehouse/default/t/data/dt=2026-01-01/left-behind.parquet";
+    world.objects.modified_ms.borrow_mut().insert(garbage.to_owned(), NOON_MS);
+    world.objects.files.borrow_mut().insert(garbage.to_owned(), vec![0; 7].into());
+    let paths = |world: &World| world.objects.files.borrow().keys().cloned().collect::<Vec<_>>();
+    let all = paths(&world);
+    let rows = reading::rows(&world.objects, "t").len();
+
+    // Nothing is old yet.
+    assert_eq!(world.clean_up("t", true, true).unwrap(), LakeCleaned::default());
+    world.now_ms.set(NOON_MS + 8 * 86_400_000);
+    let planned = world.clean_up("t", false, true).unwrap();
+    assert!(planned.objects.iter().all(|object| object.reason != "orphan"));
+    assert_eq!(planned.expired_snapshots.len(), 14 - 3);
+    assert_eq!(paths(&world), all, "a dry run deletes nothing");
+    let done = world.clean_up("t", false, false).unwrap();
+    assert_eq!(done, planned);
+    assert_eq!(reading::metadata(&world.objects, "t").unwrap().snapshots().count(), 3);
+    assert_eq!(reading::rows(&world.objects, "t").len(), rows);
+    reading::every_snapshot(&world.objects, "t");
+    let kept = paths(&world);
+    assert!(done.objects.iter().all(|object| !kept.contains(&object.path)));
+    assert!(kept.iter().any(|path| path == garbage));
+    let deep = world.clean_up("t", true, false).unwrap();
+    assert_eq!(deep.objects.iter().filter(|object| object.reason == "orphan").count(), 1);
+    assert!(!world.objects.files.borrow().contains_key(garbage));
+    // A stale or lost hint does not hide the table.
+    world.objects.files.borrow_mut().remove("warehouse/default/t/metadata/version-hint.text");
+    world.restart().unwrap();
+    let table = table("t", &[("id", "INTEGER"), ("text", "TEXT")], &[0]);
+    world.append("shard-0", 13, &[inserts(14, &table, vec![vec![100.into(), "new".into()]])]).unwrap();
+    world.flush().unwrap();
+    assert_eq!(reading::rows(&world.objects, "t").len(), rows + 1);
+}
+
+#[test]
+fn maintenance_has_its_hours() {
+    let mut world = world(Settings { lake_keep_metadata: 1, ..Settings::default() });
+    fragmented(&mut world, 12);
+    // Three days later, at one o'clock: nothing; at two the compaction begins; at four the clean-up.
+    world.now_ms.set(NOON_MS + 3 * 86_400_000 - 11 * 3_600_000);
+    world.pass(0);
+    assert_eq!(reading::files(&world.objects, "t").0, 12);
+    let until = |world: &mut World, hour: u64| {
+        let end = NOON_MS + 3 * 86_400_000 - (12 - hour) * 3_600_000;
+        while world.alarm.get().unwrap() <= end {
+            world.now_ms.set(world.alarm.get().unwrap());
+            world.pass(0);
+        }
+    };
+    until(&mut world, 3);
+    assert_eq!(reading::files(&world.objects, "t"), (1, 0));
+    assert_eq!(reading::files(&world.objects, "t__changes").0, 1);
+    let versions = |world: &World| {
+        let files = world.objects.files.borrow();
+        files.keys().filter(|path| path.contains("/t/metadata/v") && path.ends_with(".json")).count()
+    };
+    assert!(versions(&world) > 10);
+    until(&mut world, 5);
+    assert_eq!(versions(&world), 2);
 }

@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections import Counter
 
+import lakehouse
 import pytest
 from engines import ENGINES
 from lakehouse import directory
@@ -42,18 +43,19 @@ class History:
         self.sqlite.execute(sql, params)
         self.server.sql(sql, *params)
         self.tables = {name: self.columns(name) for name in TABLES if self.columns(name)}
+        if "DROP COLUMN" in sql:  # changes no row
+            return
         for name in before:
             after = {row["_key"]: row for row in self.rows(name)}
             for key in before[name].keys() | after.keys():
                 old, new = before[name].get(key), after.get(key)
-                if old != new:
+                if present(old) != present(new):
                     self.note(name, "delete" if new is None else "update_before", old)
                     self.note(name, "insert" if old is None else "update_after", new)
 
     def note(self, table: str, operation: str, row: dict | None) -> None:
         if row is not None:
-            present = frozenset((name, value) for name, value in row.items() if value is not None and name != "_key")
-            self.changes[table][(operation, present)] += 1
+            self.changes[table][(operation, present(row))] += 1
 
     def columns(self, table: str) -> tuple[str, ...]:
         return tuple(row[1] for row in self.sqlite.execute(f"PRAGMA table_info({table})"))
@@ -81,6 +83,13 @@ class History:
             self.run("UPDATE pairs SET note = ? WHERE b = ?", f"again {number} {id}", id)
             self.run("DELETE FROM items WHERE id = ?", self.random.randrange(1, self.next_id))
             self.run("DELETE FROM pairs WHERE b = ?", self.random.randrange(1, self.next_id))
+
+
+def present(row: dict | None) -> frozenset | None:
+    """A row's values that are not NULL."""
+    if row is None:
+        return None
+    return frozenset((name, value) for name, value in row.items() if value is not None and name != "_key")
 
 
 def check(history: History, what: str) -> None:
@@ -117,7 +126,8 @@ def history(tmp_path, monkeypatch):
     monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")
     seed = os.environ.get("DOSQL_SEED", str(time.time_ns()))
     print(f"DOSQL_SEED={seed}")
-    server = Server(tmp_path / "data", "--auto-shard", "primary-key", shards=3).start()
+    settings = {"DOLAKE_SNAPSHOT_RETENTION_MS": 0, "DOLAKE_KEEP_SNAPSHOTS": 1, "DOLAKE_KEEP_METADATA": 1}
+    server = Server(tmp_path / "data", "--auto-shard", "primary-key", shards=3, settings=settings).start()
     yield History(server, seed)
     assert server.stop() == 0, server.log_tail()
 
@@ -131,3 +141,57 @@ def test_engines_agree_with_sqlite(history):
     history.insert(5)
     history.change(5)
     check(history, "after a column was added")
+    history.run("ALTER TABLE items RENAME COLUMN price TO cost")
+    history.run("ALTER TABLE items DROP COLUMN flag")
+    history.change(5)
+    check(history, "after a column was renamed and one dropped")
+
+    http = history.server.http
+    results = http.post("/admin/compact", json={"mode": "full"}).json()["results"]
+    assert {result["table"] for result in results} == {
+        "items", "items__changes", "pairs", "pairs__changes",
+    }
+    assert all(result["files_after"] < result["files_before"] for result in results)
+    assert not list(delete_files(history.server)), "the deletes are folded into the data files"
+    check(history, "after compaction")
+    history.change(5)
+    check(history, "after changes of compacted rows")
+
+    before = lake_files(history.server)
+    plan = http.post("/admin/cleanup", json={"mode": "deep", "dryRun": True}).json()
+    assert plan["deleted_files"] > 20 and plan["expired_snapshots"] > 5
+    assert lake_files(history.server) == before, "a dry run deletes nothing"
+    done = http.post("/admin/cleanup", json={"mode": "deep"}).json()
+    assert done["errors"] == [] and done["expired_snapshots"] == plan["expired_snapshots"]
+    gone = {entry["path"] for entry in done["files"]}
+    assert gone == {entry["path"] for entry in plan["files"]} == before - lake_files(history.server, before)
+    check(history, "after clean-up")
+    history.change(3)
+    check(history, "after changes upon clean-up")
+
+
+def lake_files(server: Server, among: set[str] | None = None) -> set[str]:
+    root = server.data_dir / "lake"
+    files = {str(path.relative_to(root)) for path in root.rglob("warehouse/**/*") if path.is_file()}
+    return files if among is None else files & among
+
+
+def delete_files(server: Server):
+    """The delete files of the mirrors' current snapshots."""
+    for table in TABLES:
+        for task in lakehouse.open_table(server.data_dir, table).scan().plan_files():
+            yield from task.delete_files
+
+
+def test_requests_for_maintenance_are_checked(history):
+    http = history.server.http
+    answer = http.post("/admin/compact", json={"tables": ["nothing"]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "NOT_FOUND")
+    assert http.post("/admin/compact", json={"mode": "sometimes"}).status_code == 400
+    assert http.post("/admin/cleanup", json={"dry_runs": True}).status_code == 400
+    assert http.post("/admin/compact", json={"partition": "yesterday"}).json() == {"results": []}
+    history.insert(1)
+    history.server.flush()
+    answer = http.post("/admin/compact", json={"partition": "yesterday"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "INVALID_REQUEST")
+    assert http.post("/admin/compact").json() == {"results": []}, "there is too little to be worth it"

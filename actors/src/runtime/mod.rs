@@ -12,4 +12,4 @@ pub use context::{Call, Context, Host};
 pub use delivery::{Delivery, Input, Payload, packet_reply};
 pub use mailbox::{Mailbox, MailboxReceiver, mailbox, supervise};
 pub use objects::{ObjectError, ObjectMeta, ObjectStore};
-pub use settings::{AutoShard, ReadStrategy, Settings, SettingsError, TransactionMode};
+pub use settings::{AutoShard, Hours, ReadStrategy, Settings, SettingsError, TransactionMode};

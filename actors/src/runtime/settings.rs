@@ -79,6 +79,44 @@ impl FromStr for ReadStrategy {
     }
 }
 
+/// Hours of the day, in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Hours(u32);
+
+impl Hours {
+    /// These hours, of which those beyond 23 do not count.
+    pub const fn of(hours: &[u32]) -> Self {
+        let (mut set, mut place) = (0, 0);
+        while place < hours.len() {
+            if hours[place] < 24 {
+                set |= 1 << hours[place];
+            }
+            place += 1;
+        }
+        Self(set)
+    }
+
+    /// Whether this hour is one of them.
+    pub const fn contains(self, hour: u32) -> bool {
+        hour < 24 && self.0 >> hour & 1 == 1
+    }
+}
+
+impl FromStr for Hours {
+    type Err = &'static str;
+
+    /// `off`, or a list as `2,3,4`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const EXPECTED: &str = "expected off, or hours from 0 to 23 separated by commas";
+        if text == "off" {
+            return Ok(Self::default());
+        }
+        let hours: Vec<u32> =
+            text.split(',').map(|hour| hour.trim().parse()).collect::<Result<_, _>>().map_err(|_| EXPECTED)?;
+        if hours.iter().any(|hour| *hour > 23) { Err(EXPECTED) } else { Ok(Self::of(&hours)) }
+    }
+}
+
 /// The system's settings. Sizes in bytes, times in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -118,6 +156,28 @@ pub struct Settings {
     pub lake_event_threshold: u64,
     /// `DOLAKE_PARQUET_ROW_GROUP_SIZE`: rows in a Parquet row group.
     pub lake_parquet_row_group_size: u64,
+    /// `DOLAKE_COMPACTION_MIN_FILES`: small data files and delete files that make a partition worth compacting.
+    pub lake_compaction_min_files: u64,
+    /// `DOLAKE_COMPACTION_MAX_FILES`: data files compacted at a time.
+    pub lake_compaction_max_files: u64,
+    /// `DOLAKE_COMPACTION_MIN_AGE_MS`: how long a partition's day must be over before it is compacted.
+    pub lake_compaction_min_age_ms: u64,
+    /// `DOLAKE_COMPACTION_HOURS`: hours, in UTC, in which the lake compacts by itself.
+    pub lake_compaction_hours: Hours,
+    /// `DOLAKE_TARGET_FILE_SIZE`: bytes at which compaction finishes a file.
+    pub lake_target_file_size: u64,
+    /// `DOLAKE_SNAPSHOT_RETENTION_MS`: age at which a snapshot expires.
+    pub lake_snapshot_retention_ms: u64,
+    /// `DOLAKE_KEEP_SNAPSHOTS`: snapshots kept however old they are.
+    pub lake_keep_snapshots: u64,
+    /// `DOLAKE_KEEP_METADATA`: metadata versions kept beside the current one.
+    pub lake_keep_metadata: u64,
+    /// `DOLAKE_ORPHAN_AGE_MS`: age at which an object that nothing refers to may be deleted.
+    pub lake_orphan_age_ms: u64,
+    /// `DOLAKE_CLEANUP_HOURS`: hours, in UTC, in which the lake cleans up by itself.
+    pub lake_cleanup_hours: Hours,
+    /// `DOLAKE_DEEP_CLEANUP_HOURS`: hours of a Sunday, in UTC, in which it looks for orphans, too.
+    pub lake_deep_cleanup_hours: Hours,
     /// `CDC_BATCH_SIZE`: records delivered to the lake at a time.
     pub cdc_batch_size: u64,
     /// `CDC_BATCH_TIMEOUT_MS`: how long the stream waits before it looks for records it was not told of.
@@ -167,6 +227,17 @@ impl Default for Settings {
             lake_max_buffer_size: 67_108_864,
             lake_event_threshold: 10_000,
             lake_parquet_row_group_size: 100_000,
+            lake_compaction_min_files: 10,
+            lake_compaction_max_files: 50,
+            lake_compaction_min_age_ms: 86_400_000,
+            lake_compaction_hours: Hours::of(&[2, 3, 4, 5]),
+            lake_target_file_size: 134_217_728,
+            lake_snapshot_retention_ms: 604_800_000,
+            lake_keep_snapshots: 10,
+            lake_keep_metadata: 10,
+            lake_orphan_age_ms: 259_200_000,
+            lake_cleanup_hours: Hours::of(&[4]),
+            lake_deep_cleanup_hours: Hours::of(&[3]),
             cdc_batch_size: 100,
             cdc_batch_timeout_ms: 5_000,
             cdc_max_retry_count: 5,
@@ -219,6 +290,18 @@ impl Settings {
         read(&variable, "DOLAKE_MAX_BUFFER_SIZE", &mut settings.lake_max_buffer_size, 65_536..=1 << 40)?;
         read(&variable, "DOLAKE_EVENT_THRESHOLD", &mut settings.lake_event_threshold, 1..=1 << 40)?;
         read(&variable, "DOLAKE_PARQUET_ROW_GROUP_SIZE", &mut settings.lake_parquet_row_group_size, 1..=1 << 32)?;
+        read(&variable, "DOLAKE_COMPACTION_MIN_FILES", &mut settings.lake_compaction_min_files, 2..=100_000)?;
+        read(&variable, "DOLAKE_COMPACTION_MAX_FILES", &mut settings.lake_compaction_max_files, 2..=10_000)?;
+        read(&variable, "DOLAKE_COMPACTION_MIN_AGE_MS", &mut settings.lake_compaction_min_age_ms, 0..=1 << 40)?;
+        read_hours(&variable, "DOLAKE_COMPACTION_HOURS", &mut settings.lake_compaction_hours)?;
+        read(&variable, "DOLAKE_TARGET_FILE_SIZE", &mut settings.lake_target_file_size, 1_024..=1 << 34)?;
+        read(&variable, "DOLAKE_SNAPSHOT_RETENTION_MS", &mut settings.lake_snapshot_retention_ms, 0..=1 << 44)?;
+        read(&variable, "DOLAKE_KEEP_SNAPSHOTS", &mut settings.lake_keep_snapshots, 1..=1_000_000)?;
+        read(&variable, "DOLAKE_KEEP_METADATA", &mut settings.lake_keep_metadata, 1..=1_000_000)?;
+        // An hour is longer than any commit is under way.
+        read(&variable, "DOLAKE_ORPHAN_AGE_MS", &mut settings.lake_orphan_age_ms, 3_600_000..=1 << 44)?;
+        read_hours(&variable, "DOLAKE_CLEANUP_HOURS", &mut settings.lake_cleanup_hours)?;
+        read_hours(&variable, "DOLAKE_DEEP_CLEANUP_HOURS", &mut settings.lake_deep_cleanup_hours)?;
         read(&variable, "CDC_BATCH_SIZE", &mut settings.cdc_batch_size, 1..=1_000_000)?;
         read(&variable, "CDC_BATCH_TIMEOUT_MS", &mut settings.cdc_batch_timeout_ms, 1..=86_400_000)?;
         read(&variable, "CDC_MAX_RETRY_COUNT", &mut settings.cdc_max_retry_count, 0..=1000)?;
@@ -263,6 +346,20 @@ fn parse<T: FromStr<Err = &'static str>>(
     Ok(())
 }
 
+fn read_hours(
+    variable: &impl Fn(&str) -> Option<String>,
+    name: &'static str,
+    target: &mut Hours,
+) -> Result<(), SettingsError> {
+    let Some(text) = variable(name) else { return Ok(()) };
+    *target = text.trim().parse().map_err(|reason: &str| SettingsError {
+        name,
+        value: text.clone(),
+        reason: reason.to_owned(),
+    })?;
+    Ok(())
+}
+
 fn read<T: FromStr<Err: Display> + PartialOrd + Display>(
     variable: &impl Fn(&str) -> Option<String>,
     name: &'static str,
@@ -287,6 +384,16 @@ mod tests {
     fn a_bad_setting_is_named() {
         let error = Settings::from_variables(|name| (name == "SHARD_COUNT").then(|| "0".to_owned())).unwrap_err();
         assert_eq!(error.to_string(), "SHARD_COUNT=\"0\" is not usable: it must be 1 to 4096");
+    }
+
+    #[test]
+    fn hours_are_listed() {
+        let hours =
+            |text: &str| Settings::from_variables(|name| (name == "DOLAKE_CLEANUP_HOURS").then(|| text.to_owned()));
+        let chosen = hours("0, 23").unwrap().lake_cleanup_hours;
+        assert!(chosen.contains(0) && chosen.contains(23) && !chosen.contains(22) && !chosen.contains(24));
+        assert_eq!(hours("off").unwrap().lake_cleanup_hours, Hours::default());
+        assert!(hours("24").unwrap_err().to_string().contains("DOLAKE_CLEANUP_HOURS"));
     }
 
     #[test]

@@ -14,8 +14,9 @@ use bytes::Bytes;
 use dosql_actors::{Actor, Call, Context, Handled, Host, ObjectError, ObjectMeta, ObjectStore, Payload, Settings};
 use dosql_lake::Lake;
 use dosql_proto::{
-    Address, Envelope, Error, ErrorCode, LakeAppend, LakeFlush, LakePosition, LakePositionsRequest, LakeReply,
-    LakeRequest, LakeStatus, LakeStatusRequest, WalRecord, lake_reply, lake_request,
+    Address, CompactionMode, Envelope, Error, ErrorCode, LakeAppend, LakeCleaned, LakeCleanup, LakeCompact,
+    LakeCompaction, LakeFlush, LakePosition, LakePositionsRequest, LakeReply, LakeRequest, LakeStatus,
+    LakeStatusRequest, WalRecord, lake_reply, lake_request,
 };
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
@@ -43,8 +44,16 @@ pub struct Objects {
     /// Which operation fails, and how.
     pub fault: Cell<Option<(u64, Fault)>>,
     pub down: Cell<bool>,
+    /// Before which operation something else happens, once.
+    pub meanwhile: RefCell<Option<(u64, Meanwhile)>>,
+    /// When each was last written.
+    pub modified_ms: RefCell<BTreeMap<String, u64>>,
+    pub now_ms: Rc<Cell<u64>>,
     pub base: String,
 }
+
+/// Something that happens.
+pub type Meanwhile = Box<dyn FnOnce()>;
 
 impl Objects {
     /// Does an operation, or fails it.
@@ -54,7 +63,12 @@ impl Objects {
             return failed();
         }
         self.operations.set(self.operations.get() + 1);
-        let fault = self.fault.get().filter(|(number, _)| *number == self.operations.get()).map(|(_, fault)| fault);
+        let number = self.operations.get();
+        let meanwhile = self.meanwhile.borrow_mut().take_if(|(at, _)| *at <= number);
+        if let Some((_, meanwhile)) = meanwhile {
+            meanwhile();
+        }
+        let fault = self.fault.get().filter(|(at, _)| *at == number).map(|(_, fault)| fault);
         if matches!(fault, Some(Fault::CrashBefore | Fault::CrashAfter)) {
             self.down.set(true);
         }
@@ -78,6 +92,7 @@ impl ObjectStore for Objects {
     async fn put(&self, path: &str, bytes: Bytes) -> Result<(), ObjectError> {
         self.operate(path, || {
             self.files.borrow_mut().insert(path.to_owned(), bytes);
+            self.modified_ms.borrow_mut().insert(path.to_owned(), self.now_ms.get());
             Ok(())
         })
     }
@@ -89,6 +104,7 @@ impl ObjectStore for Objects {
                 return Err(ObjectError::AlreadyExists { path: path.to_owned() });
             }
             files.insert(path.to_owned(), bytes);
+            self.modified_ms.borrow_mut().insert(path.to_owned(), self.now_ms.get());
             Ok(())
         })
     }
@@ -105,7 +121,7 @@ impl ObjectStore for Objects {
             let meta = |(path, bytes): (&String, &Bytes)| ObjectMeta {
                 path: path.clone(),
                 size: bytes.len() as u64,
-                modified_ms: 0,
+                modified_ms: self.modified_ms.borrow().get(path).copied().unwrap_or(0),
             };
             Ok(self.files.borrow().iter().filter(|(path, _)| path.starts_with(prefix)).map(meta).collect())
         })
@@ -196,11 +212,16 @@ pub struct World {
 
 impl World {
     pub fn new(seed: u64, base: &str, settings: Settings) -> Self {
+        let now_ms = Rc::new(Cell::new(1_767_225_600_000));
+        let objects = Rc::new(Objects { base: base.to_owned(), now_ms: Rc::clone(&now_ms), ..Objects::default() });
+        Self::on(objects, now_ms, seed, settings)
+    }
+
+    /// A lake actor with a database of its own over these objects.
+    pub fn on(objects: Rc<Objects>, now_ms: Rc<Cell<u64>>, seed: u64, settings: Settings) -> Self {
         thread_local!(static WORLDS: Cell<u64> = const { Cell::new(0) });
         let number = WORLDS.with(|worlds| worlds.replace(worlds.get() + 1));
         let database = format!("file:lake-{:?}-{number}?mode=memory&cache=shared", std::thread::current().id());
-        let objects = Rc::new(Objects { base: base.to_owned(), ..Objects::default() });
-        let now_ms = Rc::new(Cell::new(1_767_225_600_000));
         let alarm = Rc::new(Cell::new(None));
         let host = TestHost {
             address: Address::new("lake", "default"),
@@ -213,6 +234,11 @@ impl World {
         };
         let context = Context::new(Rc::new(host));
         Self { objects, now_ms, alarm, lake: None, context, _database: Connection::open(database).unwrap() }
+    }
+
+    /// The same lake, without the actor's database.
+    pub fn without_database(&self, seed: u64) -> Self {
+        Self::on(Rc::clone(&self.objects), Rc::clone(&self.now_ms), seed, (**self.context.settings()).clone())
     }
 
     /// A new incarnation.
@@ -252,10 +278,36 @@ impl World {
     }
 
     pub fn status(&mut self) -> LakeStatus {
-        match self.ask(lake_request::Request::Status(LakeStatusRequest {})).unwrap() {
-            lake_reply::Reply::Status(status) => status,
-            other => panic!("not a status: {other:?}"),
+        self.ask(lake_request::Request::Status(LakeStatusRequest {})).map(status).unwrap()
+    }
+
+    /// One step of compaction.
+    pub fn compact(&mut self, table: &str, mode: CompactionMode) -> Result<Option<LakeCompaction>, Error> {
+        let compact = LakeCompact { table: table.to_owned(), mode: mode.into(), ..LakeCompact::default() };
+        match self.ask(lake_request::Request::Compact(compact))? {
+            lake_reply::Reply::Compacted(compacted) => Ok(compacted.compaction),
+            other => panic!("not a compaction: {other:?}"),
         }
+    }
+
+    pub fn clean_up(&mut self, table: &str, deep: bool, dry_run: bool) -> Result<LakeCleaned, Error> {
+        let cleanup = LakeCleanup { table: table.to_owned(), deep, dry_run };
+        match self.ask(lake_request::Request::Cleanup(cleanup))? {
+            lake_reply::Reply::Cleaned(cleaned) => Ok(cleaned),
+            other => panic!("not a clean-up: {other:?}"),
+        }
+    }
+
+    /// Compacts every table as far as it goes, and cleans it up thoroughly.
+    pub fn maintain(&mut self) -> Result<(), Error> {
+        for table in self.ask(lake_request::Request::Status(LakeStatusRequest {})).map(status)?.tables {
+            while self.compact(&table.name, CompactionMode::Full)?.is_some() {}
+            let cleaned = self.clean_up(&table.name, true, false)?;
+            if let Some(failure) = cleaned.failures.first() {
+                return Err(Error::internal(format!("{failure:?}")));
+            }
+        }
+        Ok(())
     }
 
     /// Lets the time pass and the alarm fire.
@@ -265,6 +317,13 @@ impl World {
             self.alarm.set(None);
             now(self.lake.as_mut().unwrap().alarm()).unwrap();
         }
+    }
+}
+
+fn status(reply: lake_reply::Reply) -> LakeStatus {
+    match reply {
+        lake_reply::Reply::Status(status) => status,
+        other => panic!("not a status: {other:?}"),
     }
 }
 

@@ -9,7 +9,7 @@ use arrow::datatypes::{Float64Type, Int64Type, TimestampMicrosecondType};
 use arrow::util::display::array_value_to_string;
 use bytes::Bytes;
 use iceberg::io::FileIO;
-use iceberg::spec::{DataContentType, FormatVersion, ManifestList, TableMetadata};
+use iceberg::spec::{DataContentType, DataFile, FormatVersion, ManifestList, Snapshot, TableMetadata};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::support::{Objects, now};
@@ -36,21 +36,43 @@ pub fn manifests(objects: &Objects, table: &str) -> usize {
     list.entries().len()
 }
 
+/// How many data files and delete files a table's current snapshot has.
+pub fn files(objects: &Objects, table: &str) -> (usize, usize) {
+    let metadata = metadata(objects, table).unwrap();
+    let (data, deletes) = listed(objects, metadata.current_snapshot().unwrap());
+    (data.len(), deletes.len())
+}
+
+/// Reads every snapshot of a table.
+pub fn every_snapshot(objects: &Objects, table: &str) {
+    let metadata = metadata(objects, table).unwrap();
+    metadata.snapshots().for_each(|snapshot| drop(snapshot_rows(objects, &metadata, snapshot)));
+}
+
 /// The rows of a table's current snapshot. Checks what the manifests say against the files on the way.
 pub fn rows(objects: &Objects, table: &str) -> Vec<TextRow> {
     let Some(metadata) = metadata(objects, table) else { return Vec::new() };
     let Some(snapshot) = metadata.current_snapshot() else { return Vec::new() };
-    let get = |url: &str| -> Bytes {
-        let path = url.strip_prefix(&objects.base).unwrap();
-        objects.files.borrow().get(path).unwrap_or_else(|| panic!("{path} is missing")).clone()
-    };
+    snapshot_rows(objects, &metadata, snapshot)
+}
+
+fn get(objects: &Objects, url: &str) -> Bytes {
+    let path = url.strip_prefix(&objects.base).unwrap();
+    objects.files.borrow().get(path).unwrap_or_else(|| panic!("{path} is missing")).clone()
+}
+
+type Listed = Vec<(DataFile, i64)>;
+
+/// The data files and the delete files of a snapshot, with their sequence numbers.
+fn listed(objects: &Objects, snapshot: &Snapshot) -> (Listed, Listed) {
+    let get = |url: &str| get(objects, url);
     let list = ManifestList::parse_with_version(&get(snapshot.manifest_list()), FormatVersion::V2).unwrap();
     let (mut data, mut deletes) = (Vec::new(), Vec::new());
     let mut listed = BTreeSet::new();
     for manifest in list.entries() {
         let io = FileIO::new_with_memory();
         now(io.new_output(&manifest.manifest_path).unwrap().write(get(&manifest.manifest_path))).unwrap();
-        for entry in now(manifest.load_manifest(&io)).unwrap().entries() {
+        for entry in now(manifest.load_manifest(&io)).unwrap().entries().iter().filter(|entry| entry.is_alive()) {
             assert!(listed.insert(entry.file_path().to_owned()), "{} is listed twice", entry.file_path());
             let sequence = entry.sequence_number.unwrap();
             match entry.content_type() {
@@ -59,6 +81,12 @@ pub fn rows(objects: &Objects, table: &str) -> Vec<TextRow> {
             }
         }
     }
+    (data, deletes)
+}
+
+fn snapshot_rows(objects: &Objects, metadata: &TableMetadata, snapshot: &Snapshot) -> Vec<TextRow> {
+    let get = |url: &str| get(objects, url);
+    let (data, deletes) = listed(objects, snapshot);
     let mut deleted: BTreeMap<(String, i64), i64> = BTreeMap::new();
     for (file, sequence) in &deletes {
         for batch in batches(get(file.file_path())) {
@@ -78,7 +106,7 @@ pub fn rows(objects: &Objects, table: &str) -> Vec<TextRow> {
         assert_eq!(bytes.len() as u64, file.file_size_in_bytes());
         let mut position = 0;
         for batch in batches(bytes) {
-            check_bounds(&metadata, file, &batch);
+            check_bounds(metadata, file, &batch);
             for row in 0..batch.num_rows() {
                 if deleted.get(&(url.to_owned(), position)).is_none_or(|deleted| deleted < sequence) {
                     rows.push(text_row(&batch, row));
@@ -97,7 +125,7 @@ fn batches(bytes: Bytes) -> Vec<RecordBatch> {
 }
 
 /// A manifest's bounds and null counts must be true of the file, or readers prune rows that match.
-fn check_bounds(metadata: &TableMetadata, file: &iceberg::spec::DataFile, batch: &RecordBatch) {
+fn check_bounds(metadata: &TableMetadata, file: &DataFile, batch: &RecordBatch) {
     for (column, field) in batch.columns().iter().zip(batch.schema().fields()) {
         let id: i32 = field.metadata()["PARQUET:field_id"].parse().unwrap();
         let schema = metadata.schemas_iter().find(|schema| schema.field_by_id(id).is_some()).unwrap();

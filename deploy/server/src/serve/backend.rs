@@ -7,10 +7,10 @@ use dosql_actors::runtime::Call;
 use dosql_proto::{
     BatchRequest, BatchResponse, CdcProtocol, CdcRequest, CdcStatus, CdcStatusRequest, ChangeBatch, CloseRequest,
     CloseSession, Error, ExecuteRequest, ExecuteResponse, ExplainRequest, ExplainResponse, FetchRequest, FlushLake,
-    LakeFlushed, LakeProtocol, LakeRequest, LakeStatus, LakeStatusRequest, LoadRequest, LoadResponse, OpenSession,
-    PollChanges, Promote, Promoted, QueryRequest, RouterProtocol, RouterRequest, RowBatch, SessionClosed,
-    SessionOpened, ShardsHealthRequest, Statement, SubscribeRequest, Topology, cdc_reply, cdc_request, lake_reply,
-    lake_request, router_reply, router_request,
+    LakeCleaned, LakeCleanup, LakeCompact, LakeCompacted, LakeFlushed, LakeProtocol, LakeRequest, LakeStatus,
+    LakeStatusRequest, LoadRequest, LoadResponse, OpenSession, PollChanges, Promote, Promoted, QueryRequest,
+    RouterProtocol, RouterRequest, RowBatch, SessionClosed, SessionOpened, ShardsHealthRequest, Statement,
+    SubscribeRequest, Topology, cdc_reply, cdc_request, lake_reply, lake_request, router_reply, router_request,
 };
 use tokio::sync::watch;
 
@@ -152,11 +152,31 @@ impl Backend {
         }
     }
 
+    async fn ask_lake(&self, request: lake_request::Request, timeout_ms: u64) -> Result<lake_reply::Reply, Error> {
+        let request = LakeRequest { request: Some(request) };
+        let reply = self.client.ask::<LakeProtocol>(DEFAULT, request, &self.call(timeout_ms)).await?;
+        reply.reply.ok_or_else(|| unexpected("lake writer"))
+    }
+
     pub(super) async fn lake_status(&self) -> Result<LakeStatus, Error> {
-        let request = LakeRequest { request: Some(lake_request::Request::Status(LakeStatusRequest {})) };
-        let reply = self.client.ask::<LakeProtocol>(DEFAULT, request, &self.call(0)).await?;
-        match reply.reply {
-            Some(lake_reply::Reply::Status(status)) => Ok(status),
+        match self.ask_lake(lake_request::Request::Status(LakeStatusRequest {}), 0).await? {
+            lake_reply::Reply::Status(status) => Ok(status),
+            _ => Err(unexpected("lake writer")),
+        }
+    }
+
+    /// One step of compaction.
+    pub(super) async fn compact_lake(&self, step: LakeCompact) -> Result<LakeCompacted, Error> {
+        match self.ask_lake(lake_request::Request::Compact(step), FLUSH_TIMEOUT_MS).await? {
+            lake_reply::Reply::Compacted(compacted) => Ok(compacted),
+            _ => Err(unexpected("lake writer")),
+        }
+    }
+
+    /// Cleans one of the lake's tables up.
+    pub(super) async fn clean_up_lake(&self, cleanup: LakeCleanup) -> Result<LakeCleaned, Error> {
+        match self.ask_lake(lake_request::Request::Cleanup(cleanup), FLUSH_TIMEOUT_MS).await? {
+            lake_reply::Reply::Cleaned(cleaned) => Ok(cleaned),
             _ => Err(unexpected("lake writer")),
         }
     }

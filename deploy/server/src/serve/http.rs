@@ -18,7 +18,7 @@ use tonic::service::Routes;
 
 use super::backend::{Backend, OpenResult};
 use super::grpc::LARGEST_REQUEST;
-use super::websocket;
+use super::{maintenance, websocket};
 
 /// Names the session that a request belongs to.
 const SESSION_HEADER: &str = "dosql-session";
@@ -36,6 +36,8 @@ GET  /status   how far the change stream and the lake are
 POST /flush    have the lake commit everything
 GET  /admin/shards/health            the members of the shards, and how far they are
 POST /admin/shards/SHARD/promote     ?member=NAME   make another member the primary
+POST /admin/compact   {\"tables\": [], \"mode\": \"auto\"}        make few files of many in the lake
+POST /admin/cleanup   {\"mode\": \"standard\", \"dryRun\": true}   delete what the lake no longer needs
 
 gRPC is answered here too, with reflection.
 ";
@@ -51,6 +53,8 @@ pub(super) fn routes(backend: &Backend, grpc: Routes) -> Router {
         .route("/flush", post(flush))
         .route("/admin/shards/health", get(shards_health))
         .route("/admin/shards/{shard}/promote", post(promote))
+        .route("/admin/compact", post(maintenance::compact))
+        .route("/admin/cleanup", post(maintenance::clean_up))
         .route("/cdc", get(websocket::subscribe))
         .method_not_allowed_fallback(wrong_method)
         .with_state(backend.clone())

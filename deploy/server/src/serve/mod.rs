@@ -6,6 +6,7 @@ mod conversation;
 mod grpc;
 mod http;
 mod listen;
+mod maintenance;
 mod shard_count;
 mod websocket;
 

@@ -1,0 +1,169 @@
+//! The key of a mirror's row: made from a row image, and read back from the mirror's own files.
+//!
+//! A row whose primary key the columns tell exactly needs nothing beside them. Of any other (a table without a primary key,
+//! text in an INTEGER key, a number in a column without a type, ...) the key stands in the column `_key`.
+
+use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, RecordBatch, StringArray};
+use arrow::datatypes::{Float64Type, Int64Type};
+use dosql_proto::value::Kind;
+use dosql_proto::{Row, Value, WalTable};
+
+use crate::LakeError;
+use crate::columns::{ColumnType, LakeColumns, Meta, Source};
+use crate::index::Key;
+
+const NULL: u8 = 0;
+const INTEGER: u8 = 1;
+const REAL: u8 = 2;
+const TEXT: u8 = 3;
+const BLOB: u8 = 4;
+const ROWID: u8 = 5;
+/// In the column `_key`, before the one integer that is the whole key.
+const WHOLE: u8 = 6;
+
+/// A row's key: its primary key's values, or its rowid where it has none. A primary key with a NULL, of which SQLite allows
+/// several, counts the rowid in.
+pub(crate) fn key(layout: &WalTable, rowid: i64, row: &Row) -> Key {
+    let value = |column: &u32| row.values.get(*column as usize).and_then(|value| value.kind.as_ref());
+    match layout.primary_key.as_slice() {
+        [] => return Key::Integer(rowid),
+        [column] => {
+            if let Some(Kind::Integer(integer)) = value(column) {
+                return Key::Integer(*integer);
+            }
+        }
+        _ => {}
+    }
+    let mut bytes = Vec::new();
+    let mut has_null = false;
+    for column in &layout.primary_key {
+        match value(column) {
+            None => {
+                bytes.push(NULL);
+                has_null = true;
+            }
+            Some(Kind::Integer(integer)) => encode(&mut bytes, INTEGER, &integer.to_be_bytes()),
+            Some(Kind::Real(real)) => encode(&mut bytes, REAL, &real.to_be_bytes()),
+            Some(Kind::Text(text)) => encode(&mut bytes, TEXT, text.as_bytes()),
+            Some(Kind::RawText(text)) => encode(&mut bytes, TEXT, text),
+            Some(Kind::Blob(blob)) => encode(&mut bytes, BLOB, blob),
+        }
+    }
+    if has_null {
+        encode(&mut bytes, ROWID, &rowid.to_be_bytes());
+    }
+    Key::Encoded(bytes)
+}
+
+fn encode(bytes: &mut Vec<u8>, kind: u8, value: &[u8]) {
+    bytes.push(kind);
+    bytes.extend_from_slice(&(value.len() as u64).to_be_bytes());
+    bytes.extend_from_slice(value);
+}
+
+/// As the column `_key` holds it.
+pub(crate) fn stored(key: &Key) -> Vec<u8> {
+    match key {
+        Key::Integer(integer) => [&[WHOLE][..], &integer.to_be_bytes()].concat(),
+        Key::Encoded(bytes) => bytes.clone(),
+    }
+}
+
+fn from_stored(bytes: &[u8]) -> Option<Key> {
+    match bytes.split_first()? {
+        (&WHOLE, rest) => Some(Key::Integer(i64::from_be_bytes(rest.try_into().ok()?))),
+        _ => Some(Key::Encoded(bytes.to_vec())),
+    }
+}
+
+/// The columns of a layout's rows that tell the key, with their types in the lake; `None` where they cannot, since the table's
+/// key was another when it was made.
+pub(crate) fn telling_columns(
+    columns: &LakeColumns,
+    sources: &[Option<usize>],
+    layout: &WalTable,
+) -> Option<Vec<(usize, ColumnType)>> {
+    if columns.key.is_empty() || columns.key.len() != layout.primary_key.len() {
+        return None;
+    }
+    let telling = |(id, position): (&i32, &u32)| {
+        let place = columns.columns.iter().position(|column| column.id == *id)?;
+        let source = sources[place].filter(|source| *source == *position as usize)?;
+        match columns.columns[place].source {
+            Source::Column(column_type) => Some((source, column_type)),
+            Source::Meta(_) => None,
+        }
+    };
+    columns.key.iter().zip(&layout.primary_key).map(telling).collect()
+}
+
+/// Whether a column of this type gives the value back as it was.
+pub(crate) fn is_told(column_type: ColumnType, value: Option<&Value>) -> bool {
+    matches!(
+        (column_type, value.and_then(|value| value.kind.as_ref())),
+        (ColumnType::Long, Some(Kind::Integer(_)))
+            | (ColumnType::Double, Some(Kind::Real(_)))
+            | (ColumnType::String, Some(Kind::Text(_)))
+            | (ColumnType::Binary, Some(Kind::Blob(_)))
+    )
+}
+
+/// Reads the keys of a mirror's rows.
+pub(crate) struct KeyReader<'a> {
+    shards: &'a StringArray,
+    stored: Option<&'a BinaryArray>,
+    columns: Vec<&'a ArrayRef>,
+}
+
+impl<'a> KeyReader<'a> {
+    /// Of a batch that has these columns.
+    pub(crate) fn new(columns: &LakeColumns, batch: &'a RecordBatch) -> Result<Self, LakeError> {
+        let meta = |meta: Meta| {
+            let place = columns.columns.iter().position(|column| column.source == Source::Meta(meta))?;
+            Some(batch.column(place))
+        };
+        let shards = meta(Meta::Shard).and_then(|column| column.as_string_opt()).ok_or_else(unreadable)?;
+        let stored = meta(Meta::Key).and_then(|column| column.as_binary_opt());
+        let column = |id: &i32| columns.columns.iter().position(|column| column.id == *id);
+        let columns = columns.key.iter().filter_map(column).map(|place| batch.column(place)).collect();
+        Ok(Self { shards, stored, columns })
+    }
+
+    /// The shard that a row is of, and its key there.
+    pub(crate) fn read(&self, row: usize) -> Result<(&'a str, Key), LakeError> {
+        let shard = self.shards.value(row);
+        if let Some(stored) = self.stored.filter(|stored| stored.is_valid(row)) {
+            return Ok((shard, from_stored(stored.value(row)).ok_or_else(unreadable)?));
+        }
+        if self.columns.is_empty() || self.columns.iter().any(|column| column.is_null(row)) {
+            return Err(unreadable());
+        }
+        if let [column] = self.columns.as_slice()
+            && let Some(integers) = column.as_primitive_opt::<Int64Type>()
+        {
+            return Ok((shard, Key::Integer(integers.value(row))));
+        }
+        let mut bytes = Vec::new();
+        for column in &self.columns {
+            if let Some(integers) = column.as_primitive_opt::<Int64Type>() {
+                encode(&mut bytes, INTEGER, &integers.value(row).to_be_bytes());
+            } else if let Some(reals) = column.as_primitive_opt::<Float64Type>() {
+                encode(&mut bytes, REAL, &reals.value(row).to_be_bytes());
+            } else if let Some(texts) = column.as_string_opt::<i32>() {
+                encode(&mut bytes, TEXT, texts.value(row).as_bytes());
+            } else if let Some(blobs) = column.as_binary_opt::<i32>() {
+                encode(&mut bytes, BLOB, blobs.value(row));
+            } else {
+                return Err(unreadable());
+            }
+        }
+        Ok((shard, Key::Encoded(bytes)))
+    }
+}
+
+fn unreadable() -> LakeError {
+    LakeError::Malformed {
+        path: "_key".to_owned(),
+        reason: "a row of a mirror does not tell its key; only mirrors that DoLake made can be read back".to_owned(),
+    }
+}

@@ -1,0 +1,66 @@
+//! The index of a mirror made anew from the mirror itself: after the lake actor's database was lost, or another program has
+//! committed to the table.
+
+use std::collections::HashMap;
+
+use crate::LakeError;
+use crate::columns::TableKind;
+use crate::flush::Writer;
+use crate::index::Position;
+use crate::key::KeyReader;
+use crate::live_files::LiveRows;
+use crate::table::{LakeTable, kind_of};
+
+impl Writer {
+    /// Makes the index describe the table as it is. One file is in memory at a time. Interrupted, it is begun again.
+    pub(crate) async fn rebuild_index(&self, name: &str, table: &LakeTable) -> Result<(), LakeError> {
+        let known = self.index.table(name)?;
+        self.index.clear_table(known.id)?;
+        let mut rows = 0_i64;
+        let live = table.live_files(&*self.objects).await?;
+        if kind_of(name) == TableKind::Changes {
+            rows = live.data.iter().map(|file| file.file.record_count().cast_signed()).sum();
+        } else {
+            let mut deleted = table.deleted_rows(&*self.objects, live.deletes.iter()).await?;
+            for file in &live.data {
+                let url = file.file.file_path();
+                let day = file.day().unwrap_or_default();
+                let bytes = table.read(&*self.objects, url).await?;
+                let deleted = deleted.remove(url).unwrap_or_default();
+                let added = self.index.transaction(|| {
+                    let id = self.index.add_file(known.id, url, day)?;
+                    let mut shards: HashMap<String, i64> = HashMap::new();
+                    let mut added = 0_i64;
+                    for batch in LiveRows::new(&table.columns, bytes, &deleted)? {
+                        let (batch, positions) = batch?;
+                        let keys = KeyReader::new(&table.columns, &batch)?;
+                        for (row, position) in positions.iter().enumerate() {
+                            let (shard, key) = keys.read(row)?;
+                            let shard_id = match shards.get(shard) {
+                                Some(id) => *id,
+                                None => {
+                                    let id = self.index.shard_id(shard)?;
+                                    shards.insert(shard.to_owned(), id);
+                                    id
+                                }
+                            };
+                            let position = Position { file: id, row: *position };
+                            if !self.index.keys(known.id, shard_id).add(&key, position)? {
+                                return Err(LakeError::Malformed {
+                                    path: url.to_owned(),
+                                    reason: format!("row {} has the key of another row", position.row),
+                                });
+                            }
+                            added += 1;
+                        }
+                    }
+                    Ok(added)
+                })?;
+                rows += added;
+            }
+        }
+        let snapshot_id = table.metadata.current_snapshot_id().unwrap_or(0);
+        tracing::warn!(table = name, snapshot_id, rows, "the index was made anew from the table");
+        self.index.describe(known.id, snapshot_id, rows)
+    }
+}

@@ -62,7 +62,8 @@ impl Shared {
         let (sql, params) = sql_text::compact_parameters(&merge.sql, &params);
         let statement = Statement { sql, params };
         let targets = self.resolve_in(&merge.target, &statement.params, scope)?;
-        if merge.order.is_empty() || targets.len() == 1 {
+        let hidden = merge.order.iter().any(|key| key.column >= width);
+        if merge.order.is_empty() || (targets.len() == 1 && !hidden) {
             let quota = merge.limit.is_some().then_some(quota);
             return self.first(Cursor::Chain(Chain::new(statement, max_bytes, targets, quota)), scope).await;
         }

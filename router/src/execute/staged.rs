@@ -234,6 +234,15 @@ fn integer(value: &Value) -> Option<i64> {
     }
 }
 
+/// Whether two values of a key are one, 1 and 1.0 included.
+fn same_key(one: &Value, other: &Value) -> bool {
+    match (&one.kind, &other.kind) {
+        (Some(Kind::Integer(integer)), Some(Kind::Real(real)))
+        | (Some(Kind::Real(real)), Some(Kind::Integer(integer))) => *integer as f64 == *real,
+        _ => one == other,
+    }
+}
+
 /// Puts rows into a staged table. One whose rowid is taken gets another, which is noted.
 fn put(
     scratch: &Connection,
@@ -388,6 +397,10 @@ fn read_changes(
                 Some(row) => Some(sql_value::to_row(row, table.columns.len()).map_err(sql_error)?.values),
                 None => None,
             };
+            // Under a collation, the key may have found another row that has replaced this one.
+            let after = after.filter(|after| {
+                table.identity.iter().zip(&row.identity).all(|(place, known)| same_key(&after[*place], known))
+            });
             if row.before.is_some() || after.is_some() {
                 changed.push(ChangedRow { before: row.before, after });
             }

@@ -253,7 +253,15 @@ impl Plan {
             let Prepared { columns, parameter_count, .. } = catalog.mirror.prepare(sql)?;
             return Ok(Self { columns, parameter_count, step: Step::Pragma { sql: sql.to_owned() } });
         }
-        let prepared = catalog.mirror.prepare(sql)?;
+        let mut prepared = catalog.mirror.prepare(sql)?;
+        if prepared.readonly {
+            // SQLite does not tell of a table in a subquery of which it needs no column.
+            for name in sql_text::names_after(sql, 1) {
+                if let Some(table) = catalog.table(&name) {
+                    prepared.uses.reads.entry(table.shape.name.clone()).or_default();
+                }
+            }
+        }
         let step = if let Some(target) = maintained(first, sql, catalog)? {
             Step::Write { target, sql: sql.to_owned(), reference: true }
         } else if first == "EXPLAIN" || first == "PRAGMA" {

@@ -321,7 +321,9 @@ pub(super) fn item_parts(item: &SelectItem) -> Option<(&Expr, Option<&Ident>)> {
 
 /// The general plan: every table's rows that the statement needs, then the statement itself.
 fn gather(numbered: &str, catalog: &Catalog, prepared: &Prepared, query: Option<&Query>) -> Result<Gather, Error> {
-    let select = query.filter(|_| !prepared.uses.volatile()).and_then(plain_select);
+    // A view may read a table that the statement names once, and needs all of its rows.
+    let plain = !prepared.uses.volatile() && prepared.uses.through.is_empty();
+    let select = query.filter(|_| plain).and_then(plain_select);
     let from = select.and_then(|select| predicate::from_clause(select, catalog));
     let mut inputs = Vec::new();
     for (name, used) in &prepared.uses.reads {

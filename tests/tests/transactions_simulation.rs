@@ -148,8 +148,8 @@ impl Client<'_> {
         let steps = vec![Step::Add(from, -amount), Step::Add(to, amount)];
         match self.send(request).await {
             Outcome::Done(_) => self.note(began, true, steps),
-            Outcome::Unknown => self.note(began, false, steps),
-            Outcome::Failed => {}
+            // A copy of the request may be on its way still, and be carried out after this one was refused.
+            Outcome::Unknown | Outcome::Failed => self.note(began, false, steps),
         }
     }
 
@@ -161,8 +161,8 @@ impl Client<'_> {
         let steps = vec![Step::Add(from, -amount), Step::Add(to, amount)];
         match self.send(request).await {
             Outcome::Done(_) => self.note(began, true, steps),
-            Outcome::Unknown => self.note(began, false, steps),
-            Outcome::Failed => {}
+            // A copy of the request may be on its way still, and be carried out after this one was refused.
+            Outcome::Unknown | Outcome::Failed => self.note(began, false, steps),
         }
     }
 

@@ -59,9 +59,9 @@ impl Shared {
             params.truncate(limit.parameter - 1);
             params.push(Value::from(quota.wanted()));
         }
+        let targets = self.resolve_in(&merge.target, &params, scope)?;
         let (sql, params) = sql_text::compact_parameters(&merge.sql, &params);
         let statement = Statement { sql, params };
-        let targets = self.resolve_in(&merge.target, &statement.params, scope)?;
         let hidden = merge.order.iter().any(|key| key.column >= width);
         if merge.order.is_empty() || (targets.len() == 1 && !hidden) {
             let quota = merge.limit.is_some().then_some(quota);

@@ -321,7 +321,8 @@ impl Log {
         Ok(())
     }
 
-    /// Forgets requests so old that nobody repeats them, every now and then.
+    /// Forgets requests so old that nobody repeats them, every now and then. The last one stays, so that numbers are not given
+    /// out again.
     pub(super) fn forget_requests(&mut self, connection: &Connection, now_ms: u64) -> Result<(), Error> {
         if now_ms < self.forgotten_ms + FORGET_EVERY_MS {
             return Ok(());

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use dosql_actors::sql_value;
 use dosql_proto::value::Kind;
-use dosql_proto::{Error, Row, Value};
+use dosql_proto::{Error, ErrorCode, Row, Value};
 use dosql_tests::sharded::{Sharded, execute};
 
 use query::Query;
@@ -106,7 +106,6 @@ async fn database(seed: u64) -> Result<(usize, usize), String> {
         if query.writes {
             history.push(query.sql.clone());
         }
-        let failed = expected.is_err();
         match (&expected, &got) {
             (Ok((expected_rows, changed)), Ok((rows, changed_too))) => {
                 let counted = !query.writes || changed == changed_too;
@@ -115,6 +114,8 @@ async fn database(seed: u64) -> Result<(usize, usize), String> {
                 }
             }
             (Err(one), Err(other)) if one.code() == other.code() => errors += 1,
+            // The two sides need not agree on which result is just too large for one reply.
+            (Err(error), _) | (_, Err(error)) if error.code() == ErrorCode::TooLarge && !query.writes => {}
             _ => return Err(tell(&history, &query.sql, &expected, &got)),
         }
         if query.writes || number + 1 == STATEMENTS {
@@ -125,8 +126,6 @@ async fn database(seed: u64) -> Result<(usize, usize), String> {
                 let got = execute(&client, &sql).await.map(|result| (result.rows, 0));
                 match (&expected, &got) {
                     (Ok((one, _)), Ok((other, _))) if same(&all, one, other) => {}
-                    // What a write did on other shards before it failed is not undone: the databases part here.
-                    (Ok(_), Ok(_)) if failed => return Ok((number, errors)),
                     _ => return Err(format!("after {}\n{}", query.sql, tell(&history, &sql, &expected, &got))),
                 }
             }
@@ -139,7 +138,7 @@ type Outcome = Result<(Vec<Row>, u64), Error>;
 
 fn run_plain(plain: &rusqlite::Connection, sql: &str) -> Outcome {
     let mut statement = plain.prepare(sql).map_err(sql_value::sql_error)?;
-    let collected = sql_value::run(&mut statement, &[], 1 << 24)?;
+    let collected = sql_value::run(&mut statement, &[], 4 << 20)?;
     drop(statement);
     Ok((collected.rows, plain.changes()))
 }

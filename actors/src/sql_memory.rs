@@ -33,6 +33,7 @@ fn status(connection: &Connection, what: i32) -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test needs a database without an actor around it")]
 mod tests {
     use super::*;
 

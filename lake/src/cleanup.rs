@@ -92,10 +92,11 @@ impl Writer {
                 // A writer that is under way since before this version must still find it taken.
                 Some(version) if version <= last_old => choose(object, Reason::OldMetadata),
                 Some(_) => {}
-                None if policy.deep && !object.path.ends_with("/metadata/version-hint.text") => {
-                    if !kept.contains(&object.path) {
-                        choose(object, Reason::Orphan);
-                    }
+                None if policy.deep
+                    && !object.path.ends_with("/metadata/version-hint.text")
+                    && !kept.contains(&object.path) =>
+                {
+                    choose(object, Reason::Orphan);
                 }
                 None => {}
             }

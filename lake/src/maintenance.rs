@@ -44,7 +44,7 @@ impl Schedule {
 fn hour_and_sunday(now_ms: u64) -> (u32, bool) {
     let hours = now_ms / HOUR_MS;
     // The epoch began on a Thursday.
-    ((hours % 24) as u32, (hours / 24 + 4) % 7 == 0)
+    ((hours % 24) as u32, (hours / 24 + 4).is_multiple_of(7))
 }
 
 impl Lake {

@@ -229,6 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::disallowed_methods, reason = "a test needs a database without an actor around it")]
     fn values_are_ordered_as_in_sqlite() {
         let scratch = Connection::open_in_memory().unwrap();
         let big = 9_007_199_254_740_993_i64;

@@ -39,7 +39,7 @@ fn settings(seed: u64) -> Settings {
         shard_timeout_ms: 2_000,
         cdc_batch_timeout_ms: 300,
         cdc_retry_delay_ms: 50,
-        hedge_after_ms: if seed % 3 == 0 { 30 } else { 0 },
+        hedge_after_ms: if seed.is_multiple_of(3) { 30 } else { 0 },
         auto_shard: dosql_actors::runtime::AutoShard::PrimaryKey,
         ..Settings::default()
     }

@@ -271,7 +271,7 @@ async fn partitions(simulation: &Simulation, client: &SimClient, mut random: u64
         client.sleep(Duration::from_millis(pause)).await;
         let cut = match (random >> 20) % 4 {
             3 => Address::new("router", "default"),
-            shard => Address::new("shard", &format!("shard-{shard}")),
+            shard => Address::new("shard", format!("shard-{shard}")),
         };
         simulation.isolate(&cut);
         client.sleep(Duration::from_millis(100 + (random >> 40) % 500)).await;

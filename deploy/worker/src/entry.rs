@@ -7,8 +7,8 @@ use dosql_proto::json::{
 };
 use dosql_proto::{
     CdcProtocol, CdcRequest, CdcStatusRequest, CloseSession, Error, ErrorCode, FetchRequest, FlushLake, LakeProtocol,
-    LakeRequest, LakeStatusRequest, LoadRequest, OpenSession, Promote, RouterProtocol, RouterRequest, Row, RowBatch,
-    ShardsHealthRequest, cdc_reply, cdc_request, lake_reply, lake_request, router_reply, router_request,
+    LakeRequest, LakeStatusRequest, LoadRequest, OpenSession, Promote, QueryRequest, RouterProtocol, RouterRequest,
+    Row, RowBatch, ShardsHealthRequest, cdc_reply, cdc_request, lake_reply, lake_request, router_reply, router_request,
 };
 use futures_util::stream;
 use serde::Deserialize;

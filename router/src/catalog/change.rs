@@ -83,7 +83,7 @@ pub(crate) enum Outcome {
     /// It could if these tables, which AUTO_SHARD had sharded, were on one shard.
     Collect(Vec<String>),
     /// This would.
-    Change(Change),
+    Change(Box<Change>),
 }
 
 impl Catalog {
@@ -118,7 +118,7 @@ impl Catalog {
     /// What SQLite says; `UNSUPPORTED` naming what cannot be done on several shards.
     pub(crate) fn rehearse(&mut self, sql: &str, auto_shard: AutoShard) -> Result<Outcome, Error> {
         if let Some(names) = sql.strip_prefix(COLLECT) {
-            return Ok(Outcome::Change(self.collect(names.split(',').map(str::to_owned).collect())));
+            return Ok(Outcome::Change(Box::new(self.collect(names.split(',').map(str::to_owned).collect()))));
         }
         let prepared = self.mirror.prepare(sql)?;
         let Some(ddl) = prepared.uses.ddl.clone() else { return Ok(Outcome::Nothing) };
@@ -261,7 +261,7 @@ impl Catalog {
         let part = |shard| Part { shard, statements: vec![text.clone()], undo: undo.clone() };
         let phases = vec![shards.into_iter().map(part).collect()];
         let (emptied, collected) = (Vec::new(), Vec::new());
-        Ok(Outcome::Change(Change { phases, places, auto, fill, collected, emptied, vschema: None }))
+        Ok(Outcome::Change(Box::new(Change { phases, places, auto, fill, collected, emptied, vschema: None })))
     }
 
     /// The change that moves all rows of some tables to the default shard.

@@ -71,7 +71,7 @@ impl Catalog {
             }
         }
         let document = document.unwrap_or(&self.version.document).to_owned();
-        Ok(Outcome::Change(Change {
+        Ok(Outcome::Change(Box::new(Change {
             phases: vec![gather(made), gather(gone)],
             places,
             auto: None,
@@ -79,7 +79,7 @@ impl Catalog {
             collected: Vec::new(),
             emptied: moving,
             vschema: Some(versions::Version { version: self.version.version + 1, document, vschema: after }),
-        }))
+        })))
     }
 
     /// The shards that have a table of this placement.

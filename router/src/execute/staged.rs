@@ -1,7 +1,7 @@
 //! Working out a write in a scratch database, and writing what it changed to the shards.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use dosql_actors::sql_hooks;
 use dosql_actors::sql_value::{self, Param, sql_error};
@@ -344,7 +344,7 @@ fn read_changes(
     }
     let places: HashMap<String, usize> =
         staged.tables.iter().enumerate().map(|(place, table)| (table.name.to_ascii_lowercase(), place)).collect();
-    let mut seen: BTreeMap<usize, (HashMap<Vec<u8>, ()>, Vec<Seen>)> = BTreeMap::new();
+    let mut seen: BTreeMap<usize, (HashSet<Vec<u8>>, Vec<Seen>)> = BTreeMap::new();
     let mut indexes: HashMap<usize, Vec<usize>> = HashMap::new();
     while let Ok(one) = touched.try_recv() {
         let Some(place) = places.get(&one.table) else {
@@ -368,7 +368,7 @@ fn read_changes(
             let image = image(side);
             let identity: Vec<Value> = table.identity.iter().map(|index| image[*index].clone()).collect();
             let key = Row { values: identity.clone() }.encode_to_vec();
-            if known.insert(key, ()).is_none() {
+            if known.insert(key) {
                 rows.push(Seen { identity, before: old.then_some(image) });
             }
         }

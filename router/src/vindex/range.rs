@@ -297,6 +297,7 @@ mod tests {
     /// Random lists: those that are accepted have exactly one range for each key within them, and `between` finds it; those that
     /// are refused leave a key out or give it to two.
     #[test]
+    #[allow(clippy::disallowed_methods, reason = "the seed comes from outside")]
     fn accepted_ranges_hold_each_key_once() {
         let seed = std::env::var("DOSQL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_125_u64);
         println!("DOSQL_SEED={seed}");

@@ -29,7 +29,7 @@ impl VSchema {
                     return Err(conflict(format!("the vindex {name} is in use by table {}", users.join(", "))));
                 }
                 let known = self.vindex_named(name).ok_or_else(|| missing(format!("there is no vindex {name}")))?;
-                after.vindexes.remove(&known.to_owned());
+                after.vindexes.remove(known);
             }
             AlterVSchema::AddTable { table, using } => {
                 if self.table(table).is_some() {
@@ -53,7 +53,7 @@ impl VSchema {
                     return Err(conflict(format!("the sequence {name} is in use by table {table}")));
                 }
                 let known = self.sequence_named(name).ok_or_else(|| missing(format!("there is no sequence {name}")))?;
-                after.sequences.remove(&known.to_owned());
+                after.sequences.remove(known);
             }
             AlterVSchema::AddAutoIncrement { table, column, sequence } => {
                 if self.sequence_named(sequence).is_none() {

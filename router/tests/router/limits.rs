@@ -145,7 +145,7 @@ async fn plans_and_numbers_come_with_the_last_batch() {
 
     let lines =
         run(&database, "EXPLAIN ANALYZE SELECT name FROM items WHERE id = 7", QueryOptions::default()).await.unwrap();
-    let text: Vec<String> = lines.rows.iter().map(|row| text_of(row)).collect();
+    let text: Vec<String> = lines.rows.iter().map(text_of).collect();
     assert_eq!(text[0], "equal-unique: the statement runs on one shard");
     assert!(text.iter().any(|line| line.starts_with("took ") && line.contains(": 1 row, ")), "{text:?}");
     assert!(text.iter().any(|line| line.starts_with("  read shard-") && line.contains("1 row, ")), "{text:?}");

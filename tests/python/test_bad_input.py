@@ -38,7 +38,6 @@ CASES = [
     ("CREATE TABLE _dosql_mine (id INTEGER PRIMARY KEY)", (), "", "_dosql_"),
     ("BEGIN", (), "UNSUPPORTED", "BEGIN"),
     ("ATTACH 'elsewhere' AS other", (), "UNSUPPORTED", "ATTACH"),
-    ("UPDATE items SET id = 7 WHERE id = 1", (), "UNSUPPORTED", "id"),
     ("SELECT '" + "x" * (2 << 20) + "'", (), "TOO_LARGE", "limit"),
     ("SELECT abs(-9223372036854775808)", (), "SQL_ERROR", "overflow"),
 ]

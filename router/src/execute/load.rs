@@ -18,6 +18,11 @@ impl Shared {
         let (_inside, _) = self.gate.enter().await;
         let loaded = rows.len() as u64;
         self.fill_rows(&table, &mut columns, &mut rows, (&request_id, chosen))?;
+        let rowid = self.hidden_rowid_of(&table);
+        let mut next = match &rowid {
+            Some((known, _)) => self.take_rowids(known, rows.len(), &call).await?,
+            None => 0,
+        };
         let (name, split, reference) = {
             let catalog = self.catalog.borrow();
             let known = catalog
@@ -63,7 +68,7 @@ impl Shared {
                         },
                     };
                     let generated = shape.rowid_alias == Some(index) && count > 1;
-                    for row in rows {
+                    for mut row in rows {
                         let key = place.map_or(&default, |place| &row.values[place]);
                         if generated && key.is_null() {
                             return Err(unsupported(format!(
@@ -71,9 +76,17 @@ impl Shared {
                                 keys.table, keys.column
                             )));
                         }
-                        split[self.shard_for(key, &keys)?].1.push(row);
+                        let shard = self.shard_for(key, &keys)?;
+                        if rowid.is_some() {
+                            row.values.push(next.into());
+                            next = next.saturating_add(1);
+                        }
+                        split[shard].1.push(row);
                     }
                 }
+            }
+            if let Some((_, name)) = rowid {
+                columns.push(name.to_owned());
             }
             (shape.name.clone(), split, reference)
         };
@@ -97,5 +110,13 @@ impl Shared {
             outcome.map_err(|error| write::partial(error, applied, count))?;
         }
         Ok(LoadResponse { request_id, rows_loaded: loaded })
+    }
+
+    /// A table whose rows get their rowids here, and what the rowid is called: sharded ones that show it in no column.
+    fn hidden_rowid_of(&self, table: &str) -> Option<(String, &'static str)> {
+        let catalog = self.catalog.borrow();
+        let known = catalog.table(table).filter(|known| matches!(known.placement, Placement::Sharded(_)))?;
+        let name = known.shape.hidden_rowid().filter(|_| catalog.shards.len() > 1)?;
+        Some((known.shape.name.to_ascii_lowercase(), name))
     }
 }

@@ -1,10 +1,11 @@
 //! Rowids of sharded tables that show them in no column. They are given out here, so that they are unique across shards and
 //! grow in the order of insertion, as in one SQLite.
 
-use dosql_proto::{Error, Statement, value::Kind};
+use dosql_proto::{Error, ErrorCode, Statement, value::Kind};
 
 use super::shard_rows::Asked;
 use super::{Scope, Shared};
+use crate::catalog::Shape;
 use crate::plan::Target;
 use crate::sql_text::quote;
 
@@ -29,6 +30,21 @@ impl Shared {
         if let Some(last) = self.rowids.borrow_mut().get_mut(table) {
             *last = rowid.max(*last);
         }
+    }
+
+    /// Whether a write failed since a rowid that was given out here is in use, by a row that an earlier incarnation sent on its
+    /// way. If so, the next ones come after the highest that the shards have.
+    pub(super) fn rowid_was_taken(&self, table: &str, error: &Error) -> bool {
+        let taken = error.code() == ErrorCode::Constraint
+            && self.catalog.borrow().table(table).is_some_and(|known| {
+                let Shape { name, .. } = &known.shape;
+                let told = |rowid| error.message.ends_with(&format!("UNIQUE constraint failed: {name}.{rowid}"));
+                known.shape.hidden_rowid().is_some_and(told)
+            });
+        if taken {
+            self.rowids.borrow_mut().remove(table);
+        }
+        taken
     }
 
     async fn highest_rowid(&self, table: &str, call: &Scope) -> Result<i64, Error> {

@@ -13,6 +13,8 @@ use crate::catalog::unsupported;
 use crate::plan::{Insert, InsertSource, KeySource, Plan, Read, Step, Target, rows_of};
 use crate::sql_text;
 
+/// How often a statement is run whose rowids turn out to be taken.
+const MAX_ROWID_ATTEMPTS: u32 = 4;
 /// The most that INSERT ... SELECT carries, in bytes of encoded rows.
 const MAX_SELECTED_BYTES: usize = 64 << 20;
 /// Parameters in one statement, as SQLite limits them.
@@ -66,7 +68,19 @@ impl Shared {
             }
             return Ok(response);
         }
-        self.write_parts_of(plan, statement, &request_id, call).await
+        let mut attempt = 1;
+        loop {
+            let done = self.write_parts_of(plan, statement.clone(), &request_id, call).await;
+            match (&done, &plan.step) {
+                (Err(error), Step::Insert(insert))
+                    if attempt < MAX_ROWID_ATTEMPTS
+                        && insert.rowids.as_ref().is_some_and(|rowids| self.rowid_was_taken(&rowids.table, error)) =>
+                {
+                    attempt += 1;
+                }
+                _ => return done,
+            }
+        }
     }
 
     async fn write_parts_of(
@@ -418,6 +432,8 @@ impl Shared {
                 [input] => Some(self.resolve(&input.target, &statement.params)?),
                 _ => None,
             },
+            // Its rows need rowids that are given here.
+            Step::Insert(insert) if insert.rowids.is_some() => None,
             Step::Insert(insert) => {
                 let computed = insert
                     .keys

@@ -98,7 +98,7 @@ def check(history: History, what: str) -> None:
     for table, columns in history.tables.items():
         names = ", ".join(columns)
         expected = Counter(history.sqlite.execute(f"SELECT {names} FROM {table}").fetchall())
-        assert sum(expected.values()) > 10
+        assert sum(expected.values()) > 5
         mirror = directory(history.server.data_dir, table)
         log = directory(history.server.data_dir, f"{table}__changes")
         for engine, read in ENGINES.items():

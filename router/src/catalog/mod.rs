@@ -16,7 +16,7 @@ use std::rc::Rc;
 
 use dosql_actors::Context;
 use dosql_actors::sql_value::sql_error;
-use dosql_proto::Error;
+use dosql_proto::{Error, ErrorCode};
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension};
 
@@ -342,18 +342,25 @@ impl Catalog {
             .storage
             .query_row(
                 "SELECT error FROM _dosql_ddl WHERE request_id = ?1 AND status IN ('applied', 'failed')
-                 ORDER BY version LIMIT 1",
+                 ORDER BY version DESC LIMIT 1",
                 [request_id],
                 |row| row.get(0),
             )
             .optional()
             .map_err(sql_error)?;
-        Ok(match error {
-            None => None,
-            Some(None) => Some(Ok(())),
-            Some(Some(bytes)) => Some(Err(Error::decode(bytes.as_slice())
-                .map_err(|error| Error::internal(format!("the log of schema changes: {error}")))?)),
-        })
+        let bytes = match error {
+            None => return Ok(None),
+            Some(None) => return Ok(Some(Ok(()))),
+            Some(Some(bytes)) => bytes,
+        };
+        let error = Error::decode(bytes.as_slice())
+            .map_err(|error| Error::internal(format!("the log of schema changes: {error}")))?;
+        Ok((!Self::is_passing(&error)).then_some(Err(error)))
+    }
+
+    /// Whether a schema change failed for a lock that was held then, and is held no more when it is sent again.
+    pub(crate) fn is_passing(error: &Error) -> bool {
+        matches!(error.code(), ErrorCode::LockTimeout | ErrorCode::TransactionAborted)
     }
 
     /// Notes that a shard refused a schema change: from now on it is taken back from the others, whatever happens meanwhile.

@@ -4,7 +4,7 @@ use dosql_proto::{Error, ErrorCode, ExecuteResponse, Statement, StatementResult}
 
 use super::{Scope, Shared};
 use crate::catalog::versions::Logged;
-use crate::catalog::{COLLECT, Change, Outcome, Part, PendingChange, unsupported};
+use crate::catalog::{COLLECT, Catalog, Change, Outcome, Part, PendingChange, unsupported};
 use crate::plan::AlterVSchema;
 use crate::sql_text::quote;
 
@@ -159,7 +159,8 @@ impl Shared {
             };
             match outcome {
                 Ok(()) => {}
-                Err(error) if interrupted(&error) => return Err(error),
+                // Parts of it may be in force already: it stays pending while a lock is in its way.
+                Err(error) if interrupted(&error) || Catalog::is_passing(&error) => return Err(error),
                 Err(error) => {
                     tracing::warn!(version, %error, "an interrupted schema change was refused");
                     self.catalog.borrow().fail_change(version, &error)?;

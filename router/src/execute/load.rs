@@ -1,4 +1,4 @@
-//! Bulk loading: rows are split by their key and moved, not copied, to the shards' messages.
+//! Bulk loading: rows are split by their key.
 
 use dosql_actors::Call;
 use dosql_proto::{Error, ErrorCode, LoadRequest, LoadResponse, Row, ShardLoad, Value, shard_request::Request};
@@ -8,8 +8,8 @@ use crate::catalog::{Placement, unsupported};
 use crate::plan::{KeySource, column_default, keys};
 
 impl Shared {
-    /// Loads rows. Each shard's are one transaction, remembered under the request's id. A shard that fails is not asked again
-    /// here, since its rows went with the message: the client sends the same request again, and what was loaded is skipped.
+    /// Loads rows. Each shard's are one transaction, remembered under the request's id, so that a shard that does not answer, or is
+    /// locked, is asked again.
     pub(super) async fn load(&self, request: LoadRequest, call: &Call) -> Result<LoadResponse, Error> {
         let LoadRequest { table, mut columns, mut rows, request_id, .. } = request;
         let call = self.scope(call, 0, None);
@@ -102,7 +102,7 @@ impl Shared {
                 let load =
                     ShardLoad { table: name.clone(), columns: columns.clone(), rows, request_id, transaction: None };
                 let call = &call;
-                async move { shards::executed(self.ask_once(shard, Request::Load(load), call).await?) }
+                async move { shards::executed(self.ask(shard, Request::Load(load), call).await?) }
             })
             .await;
         let applied = outcomes.iter().filter(|outcome| outcome.is_ok()).count();

@@ -9,6 +9,7 @@ mod position;
 mod protocol;
 #[cfg(feature = "grpc")]
 mod status;
+mod stream_position;
 mod typed_value;
 
 /// The generated messages of package `dosql.v1`.
@@ -30,4 +31,5 @@ pub use position::{ParsePositionError, Position};
 pub use protocol::{CdcProtocol, LakeProtocol, ProbeProtocol, Protocol, RouterProtocol, ShardProtocol};
 #[cfg(feature = "grpc")]
 pub use status::ERROR_CODE_METADATA;
+pub use stream_position::StreamPosition;
 pub use v1::*;

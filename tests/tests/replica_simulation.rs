@@ -21,7 +21,7 @@ use dosql_proto::{
 };
 use dosql_router::Router;
 use dosql_tests::seeds::seeds;
-use futures_util::future::join3;
+use futures_util::future::join4;
 
 /// Writes in one history, and how often one is sent before the client gives up.
 const WRITES: u64 = 30;
@@ -29,6 +29,9 @@ const ATTEMPTS: u32 = 3;
 /// Promotions in one history.
 const PROMOTIONS: u64 = 3;
 const STALENESS_MS: u64 = 1_500;
+/// Subscribers that begin with a snapshot in one history, and bytes of rows that they are sent at a time.
+const COPIES: usize = 10;
+const COPIED_BYTES: u32 = 100;
 
 fn settings(seed: u64) -> Settings {
     Settings {
@@ -57,11 +60,19 @@ struct World<'s> {
     together: RefCell<Vec<(i64, i64)>>,
     /// What the change stream has told: the records of each shard.
     told: RefCell<BTreeMap<(String, u64), WalRecord>>,
+    /// Subscribers that began with a snapshot.
+    copies: RefCell<Vec<Subscriber>>,
     written: Cell<bool>,
     promoted: Cell<u64>,
     /// Whether writes ask to be replicated; a test that is to notice losses does not.
     durable: bool,
     reads: Cell<u64>,
+}
+
+/// A subscriber that began with a snapshot: where it goes on, and the rows that it has.
+struct Subscriber {
+    subscription: SubscribeRequest,
+    rows: BTreeMap<i64, String>,
 }
 
 type Outcome = Result<(), String>;
@@ -233,7 +244,7 @@ impl World<'_> {
         let mut from = "earliest".to_owned();
         let mut quiet = 0;
         while quiet < 3 {
-            let subscription = SubscribeRequest { tables: Vec::new(), from: from.clone() };
+            let subscription = SubscribeRequest { from: from.clone(), ..SubscribeRequest::default() };
             let poll = PollChanges { subscription: Some(subscription), wait_ms: 500, max_bytes: 0 };
             let request = CdcRequest { request: Some(cdc_request::Request::Poll(poll)) };
             let call = Call::system().within(self.client.now_ms(), 5_000);
@@ -256,6 +267,75 @@ impl World<'_> {
                 }
                 Err(error) if error.retryable => self.client.sleep(Duration::from_millis(100)).await,
                 Err(error) => return Err(format!("the change stream: {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    async fn change_stream(&self, request: cdc_request::Request) -> Result<cdc_reply::Reply, Error> {
+        let call = Call::system().within(self.client.now_ms(), 5_000);
+        let reply = self.client.ask::<CdcProtocol>("default", CdcRequest { request: Some(request) }, &call).await?;
+        reply.reply.ok_or_else(|| Error::internal("an empty answer"))
+    }
+
+    /// Begins with the rows there are, now and then, through it all.
+    async fn copy(&self) -> Outcome {
+        while !self.written.get() && self.copies.borrow().len() < COPIES {
+            self.client.sleep(Duration::from_millis(300)).await;
+            let subscription = SubscribeRequest { snapshot: true, ..SubscribeRequest::default() };
+            match self.change_stream(cdc_request::Request::Open(subscription)).await {
+                Ok(cdc_reply::Reply::Opened(subscription)) => {
+                    let mut subscriber = Subscriber { subscription, rows: BTreeMap::new() };
+                    self.catch_up(&mut subscriber).await?;
+                    self.copies.borrow_mut().push(subscriber);
+                }
+                Ok(_) => return Err("the change stream answered something else than where it starts".to_owned()),
+                Err(error) if error.retryable => {}
+                Err(error) => return Err(format!("a snapshot: {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Has a subscriber take what there is.
+    async fn catch_up(&self, subscriber: &mut Subscriber) -> Outcome {
+        loop {
+            let poll = PollChanges {
+                subscription: Some(subscriber.subscription.clone()),
+                wait_ms: 300,
+                max_bytes: COPIED_BYTES,
+            };
+            let batch = match self.change_stream(cdc_request::Request::Poll(poll)).await {
+                Ok(cdc_reply::Reply::Changes(batch)) => batch,
+                Ok(_) => return Err("the change stream answered something else than changes".to_owned()),
+                Err(error) if error.retryable => {
+                    self.client.sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+                Err(error) => return Err(format!("a snapshot goes on: {error}")),
+            };
+            let copied = !batch.position.contains("snapshot");
+            if copied && batch.shards.is_empty() && batch.position == subscriber.subscription.from {
+                return Ok(());
+            }
+            for change in batch.shards.iter().flat_map(|shard| &shard.records).flat_map(|record| &record.changes) {
+                let (None, Some(row)) = (&change.before, &change.after) else {
+                    return Err(format!("rows are only inserted, but a subscriber was told {change:?}"));
+                };
+                if subscriber.rows.insert(integer(row, 0), text(row, 1)).is_some() {
+                    return Err(format!("a subscriber was told twice of {row:?}"));
+                }
+            }
+            subscriber.subscription.from = batch.position;
+        }
+    }
+
+    /// Holds every subscriber that began with a snapshot against the rows there are.
+    async fn check_copies(&self, rows: &BTreeMap<i64, String>) -> Outcome {
+        for mut subscriber in self.copies.take() {
+            self.catch_up(&mut subscriber).await?;
+            if subscriber.rows != *rows {
+                return Err(format!("a subscriber has {:?}; the shards have {rows:?}", subscriber.rows));
             }
         }
         Ok(())
@@ -361,7 +441,8 @@ impl World<'_> {
                 return Err(format!("the change stream has not told of {missing:?} ({changes} changes)"));
             }
         }
-        Ok(())
+        drop(sent);
+        self.check_copies(&all).await
     }
 }
 
@@ -407,6 +488,7 @@ fn history(seed: u64, config: SimulationConfig, durable: bool) -> Result<Told, S
         replicated: RefCell::default(),
         together: RefCell::default(),
         told: RefCell::default(),
+        copies: RefCell::default(),
         written: Cell::new(false),
         promoted: Cell::new(0),
         durable,
@@ -420,8 +502,9 @@ fn history(seed: u64, config: SimulationConfig, durable: bool) -> Result<Told, S
         world.written.set(true);
         outcome
     };
-    let (written, failed, told) = simulation.block_on(join3(writer, world.fail_over(), world.subscribe()));
-    written.and(failed).and(told)?;
+    let (written, failed, told, copied) =
+        simulation.block_on(join4(writer, world.fail_over(), world.subscribe(), world.copy()));
+    written.and(failed).and(told).and(copied)?;
     simulation.quiesce(Duration::from_secs(60));
     // What became known only in the quiet.
     simulation.block_on(world.subscribe())?;

@@ -161,13 +161,17 @@ impl Client {
     /// Changes the schema, however often that takes, or is told why not.
     async fn change_schema(&self, sql: &str) -> Result<Result<(), Error>, Failure> {
         let request = Request::Execute(sql.to_owned(), Vec::new());
+        let mut last = None;
         for _ in 0..200 {
             match self.send(&request, sql).await {
-                Err(error) if error.retryable => self.simulation.sleep(Duration::from_millis(200)).await,
+                Err(error) if error.retryable => {
+                    last = Some(error);
+                    self.simulation.sleep(Duration::from_millis(200)).await;
+                }
                 definite => return Ok(definite.map(|_| ())),
             }
         }
-        Err(Failure::Stopped(format!("{sql}: 200 attempts failed")))
+        Err(Failure::Stopped(format!("{sql}: 200 attempts failed, the last with {last:?}")))
     }
 
     /// Changes the schema in a way that shards without rows allow and those with rows refuse. What some have done is to be
@@ -353,7 +357,8 @@ async fn streamed(client: &SimClient) -> Result<BTreeMap<i64, Vec<Image>>, Failu
     let mut images: BTreeMap<i64, Vec<Image>> = BTreeMap::new();
     let mut shards = BTreeSet::new();
     loop {
-        let subscription = SubscribeRequest { tables: vec!["t".to_owned()], from: from.clone() };
+        let subscription =
+            SubscribeRequest { tables: vec!["t".to_owned()], from: from.clone(), ..SubscribeRequest::default() };
         let poll = PollChanges { subscription: Some(subscription), wait_ms: 2_000, max_bytes: 0 };
         let reply = ask_cdc(client, cdc_request::Request::Poll(poll)).await.map_err(stopped("poll"))?;
         let Some(cdc_reply::Reply::Changes(batch)) = reply.reply else {

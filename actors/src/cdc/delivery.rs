@@ -10,7 +10,7 @@ use dosql_proto::{
 };
 use futures_util::future::select;
 
-use super::shards::Shards;
+use super::shards::{Shards, not_replicated};
 use crate::runtime::Call;
 
 /// Bytes of records read from a shard at a time.
@@ -92,7 +92,7 @@ async fn step(shards: &Rc<Shards>, name: &str, delivered: u64, pending: &mut Vec
     }
     let batch_size = usize::try_from(shards.context.settings().cdc_batch_size).unwrap_or(usize::MAX);
     let records: Vec<WalRecord> = pending.drain(..batch_size.min(pending.len())).collect();
-    let Some(last) = records.last().map(|record| record.lsn) else { return Ok(()) };
+    let Some(last) = records.last().map(|record| record.lsn) else { return Err(not_replicated(name)) };
     let append = LakeAppend { shard: name.to_owned(), after_lsn: delivered, records };
     match ask_lake(shards, lake_request::Request::Append(append), &Call::system()).await {
         Ok(positions) => {

@@ -1,11 +1,18 @@
 //! The change stream: pulls committed records from the shards' logs, serves subscribers, and drives delivery to the lake.
 //!
-//! It stores nothing. Where a subscriber stands, the subscriber says; where the lake stands, the lake says; and the shards keep
-//! what the lake has not committed.
+//! Where a subscriber stands, the subscriber says, unless it has a durable subscription: that is all there is in storage. Where
+//! the lake stands, the lake says; and the shards keep what the lake has not committed or a durable subscription needs.
 
+mod choice;
 mod delivery;
+mod durable;
+mod filter;
 mod shards;
+mod snapshot;
+mod start;
 mod subscription;
+#[cfg(test)]
+mod subscription_tests;
 #[cfg(test)]
 mod tests;
 
@@ -13,9 +20,11 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use dosql_proto::{
-    CdcNoted, CdcProtocol, CdcReply, CdcRequest, CdcStatus, Error, cdc_reply::Reply, cdc_request::Request,
+    CdcNoted, CdcProtocol, CdcReply, CdcRequest, CdcStatus, Error, SubscriptionNoted, cdc_reply::Reply,
+    cdc_request::Request,
 };
 
+use self::durable::Durable;
 use self::shards::Shards;
 use crate::runtime::{Actor, Call, Context, Handled};
 
@@ -29,7 +38,9 @@ impl Actor for Cdc {
     type Protocol = CdcProtocol;
 
     async fn start(context: Context) -> Result<Self, Error> {
-        let shards = Rc::new(Shards::new(context.clone()));
+        let shards = Rc::new(Shards::new(context.clone(), Durable::open(&context)?));
+        // Before anything is acknowledged: what durable subscriptions need must be kept.
+        shards.durable.borrow_mut().tend(&shards)?;
         context.spawn(delivery::run(Rc::clone(&shards)));
         let cdc = Self { shards, ticking: Rc::default() };
         cdc.tick();
@@ -55,6 +66,21 @@ impl Actor for Cdc {
                     subscription::poll(shards, poll, &call).await.and_then(|batch| answer(Reply::Changes(batch)))
                 }))
             }
+            Some(Request::Open(subscription)) => Handled::Later(Box::pin(async move {
+                durable::open(&shards, subscription).await.and_then(|opened| answer(Reply::Opened(opened)))
+            })),
+            Some(Request::Acknowledge(request)) => Handled::Later(Box::pin(async move {
+                let noted = durable::acknowledge(&shards, request).await;
+                noted.and_then(|subscription| answer(noted_reply(subscription)))
+            })),
+            Some(Request::List(_)) => {
+                let listed = shards.durable.borrow().list(&shards);
+                Handled::Reply(listed.and_then(|list| answer(Reply::Subscriptions(list))))
+            }
+            Some(Request::Drop(request)) => {
+                let noted = shards.durable.borrow_mut().drop_one(&shards, &request.name);
+                Handled::Reply(noted.and_then(|subscription| answer(noted_reply(subscription))))
+            }
             Some(Request::FlushLake(_)) => {
                 let call = call.clone();
                 Handled::Later(Box::pin(async move {
@@ -70,6 +96,10 @@ impl Actor for Cdc {
     }
 }
 
+fn noted_reply(subscription: dosql_proto::DurableSubscription) -> Reply {
+    Reply::Subscription(SubscriptionNoted { subscription: Some(subscription) })
+}
+
 impl Cdc {
     /// Looks for news, beside whatever goes on, and sees to it that the next look comes.
     fn tick(&self) {
@@ -81,6 +111,9 @@ impl Cdc {
         let (shards, ticking) = (Rc::clone(&self.shards), Rc::clone(&self.ticking));
         context.spawn(async move {
             delivery::tick(&shards).await;
+            if let Err(error) = shards.durable.borrow_mut().tend(&shards) {
+                tracing::warn!(%error, "durable subscriptions could not be looked after");
+            }
             ticking.set(false);
         });
     }

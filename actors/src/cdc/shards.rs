@@ -12,16 +12,21 @@ use dosql_proto::{
 use futures_util::{StreamExt, stream};
 use prost::Message;
 
+use super::durable::Durable;
+use super::filter::Filter;
 use crate::news::News;
 use crate::runtime::{Call, Context};
 
 /// Bytes of recent records kept for subscribers, all shards together.
 const RECENT_BYTES: usize = 16 << 20;
 
+/// Row filters kept for the next poll.
+const FILTERS: usize = 64;
+
 /// Shards asked at a time.
 const PARALLEL: usize = 32;
 
-/// The consumer under which the lake's progress is acknowledged to the shards.
+/// The consumer under which the lake's progress, and that of durable subscriptions, is acknowledged to the shards.
 const CONSUMER: &str = "lake";
 
 /// How long the router may take to say which members are primaries, in milliseconds.
@@ -32,6 +37,8 @@ const TOPOLOGY_TIMEOUT_MS: u64 = 2_000;
 struct ShardState {
     /// Its primary, where the router has said which; "": the member that has the shard's name.
     primary: String,
+    /// Its epoch, as far as it is known: in another one a shard answers no query.
+    epoch: u64,
     /// Whether the shard itself has said where it stands.
     known: bool,
     last_lsn: u64,
@@ -39,15 +46,51 @@ struct ShardState {
     durable_lsn: u64,
     /// What the shard has acknowledged to have been told of `durable_lsn`.
     acked_lsn: Option<u64>,
+    /// Records after this one are kept for durable subscriptions.
+    held_lsn: Option<u64>,
     recent: Recent,
     /// Why the delivery to the lake does not move.
     trouble: Option<Error>,
+}
+
+/// What a shard keeps of its log.
+pub(super) struct Retained {
+    /// The lowest LSN.
+    pub(super) oldest_lsn: u64,
+    /// The highest LSN that is seen: a replica has it, too.
+    pub(super) last_lsn: u64,
+    /// The highest LSN. After a restart the shard may take a while to learn that a replica has it.
+    pub(super) written_lsn: u64,
+}
+
+impl Retained {
+    /// Fails where an LSN of the shard is in the future.
+    ///
+    /// # Errors
+    /// `UNKNOWN_POSITION`; `UNAVAILABLE` where it is not known whether a replica has it.
+    pub(super) fn check(&self, name: &str, lsn: u64) -> Result<(), Error> {
+        let Self { oldest_lsn, last_lsn, written_lsn } = *self;
+        if lsn > written_lsn {
+            let message = format!("LSN {lsn} of {name} is in the future; retained are LSN {oldest_lsn} to {last_lsn}");
+            return Err(Error::new(ErrorCode::UnknownPosition, message));
+        }
+        if lsn > last_lsn { Err(not_replicated(name)) } else { Ok(()) }
+    }
+}
+
+/// A shard that has restarted does not know, until a replica says so, that what it has is on a replica, too.
+pub(super) fn not_replicated(shard: &str) -> Error {
+    let message = format!("no replica of {shard} has said that it has the next records");
+    Error::retryable(ErrorCode::Unavailable, message, 0)
 }
 
 /// Everything the change stream's futures share.
 pub(super) struct Shards {
     pub(super) context: Context,
     shards: RefCell<BTreeMap<String, ShardState>>,
+    pub(super) durable: RefCell<Durable>,
+    /// Row filters of late, by their text.
+    filters: RefCell<BTreeMap<String, Rc<Filter>>>,
     recent_bytes: usize,
     /// A shard has committed something.
     pub(super) commits: News,
@@ -58,22 +101,27 @@ pub(super) struct Shards {
     /// Whether the lake has said where it stands.
     pub(super) lake_known: Cell<bool>,
     topology_asked_ms: Cell<u64>,
+    /// Whether the router has ever said which members are primaries.
+    topology_known: Cell<bool>,
 }
 
 impl Shards {
-    pub(super) fn new(context: Context) -> Self {
+    pub(super) fn new(context: Context, durable: Durable) -> Self {
         let shards: BTreeMap<_, _> =
             context.settings().shard_names().map(|name| (name, ShardState::default())).collect();
         let recent_bytes = RECENT_BYTES / shards.len().max(1);
         Self {
             context,
             shards: RefCell::new(shards),
+            durable: RefCell::new(durable),
+            filters: RefCell::default(),
             recent_bytes,
             commits: News::default(),
             progress: News::default(),
             ticks: News::default(),
             lake_known: Cell::new(false),
             topology_asked_ms: Cell::new(0),
+            topology_known: Cell::new(false),
         }
     }
 
@@ -83,6 +131,20 @@ impl Shards {
 
     pub(super) fn is_shard(&self, name: &str) -> bool {
         self.shards.borrow().contains_key(name)
+    }
+
+    /// The filter of a text; kept for the next poll of whoever has it.
+    pub(super) fn filter(&self, text: &str) -> Result<Rc<Filter>, Error> {
+        if let Some(filter) = self.filters.borrow().get(text) {
+            return Ok(Rc::clone(filter));
+        }
+        let filter = Rc::new(Filter::new(&self.context, text)?);
+        let mut filters = self.filters.borrow_mut();
+        if filters.len() >= FILTERS {
+            filters.clear();
+        }
+        filters.insert(text.to_owned(), Rc::clone(&filter));
+        Ok(filter)
     }
 
     /// Reads from one shard's state; a name that is no shard's has the state of an empty one.
@@ -150,25 +212,63 @@ impl Shards {
         self.progress.announce();
     }
 
-    async fn ask(&self, name: &str, request: shard_request::Request) -> Result<shard_reply::Reply, Error> {
-        let member =
-            self.get(name, |state| if state.primary.is_empty() { name.to_owned() } else { state.primary.clone() });
-        let call = Call::system().within(self.context.now_ms(), self.context.settings().shard_timeout_ms);
-        let request = ShardRequest { request: Some(request), ..ShardRequest::default() };
-        match self.context.ask::<ShardProtocol>(&member, request, &call).await {
-            Ok(ShardReply { reply: Some(shard_reply::Reply::Status(status)), .. })
-                if status.member.as_ref().is_some_and(|state| !state.primary.is_empty() && state.primary != member) =>
-            {
+    /// The member that is the primary, and its epoch, as far as is known.
+    fn primary(&self, name: &str) -> (String, u64) {
+        self.get(name, |state| {
+            let member = if state.primary.is_empty() { name.to_owned() } else { state.primary.clone() };
+            (member, state.epoch)
+        })
+    }
+
+    /// The shard's epoch, as far as is known: it is another one after each promotion.
+    pub(super) fn epoch(&self, name: &str) -> u64 {
+        self.get(name, |state| state.epoch)
+    }
+
+    /// Asks a shard's primary.
+    pub(super) async fn ask(&self, name: &str, request: shard_request::Request) -> Result<shard_reply::Reply, Error> {
+        let asked = self.primary(name);
+        match self.ask_member(name, &asked, request.clone()).await {
+            Err(error) if error.retryable => {
                 self.find_primaries().await;
-                Err(Error::retryable(ErrorCode::NotPrimary, format!("{member} is a replica"), 0))
-            }
-            Ok(reply) => reply.reply.ok_or_else(|| Error::internal(format!("{member} gave an empty answer"))),
-            Err(error) => {
-                if error.retryable {
-                    self.find_primaries().await;
+                let found = self.primary(name);
+                // It was refused, and so not done.
+                if error.code() == ErrorCode::NotPrimary && found != asked {
+                    return self.ask_member(name, &found, request).await;
                 }
                 Err(error)
             }
+            answer => answer,
+        }
+    }
+
+    async fn ask_member(
+        &self,
+        name: &str,
+        (member, epoch): &(String, u64),
+        request: shard_request::Request,
+    ) -> Result<shard_reply::Reply, Error> {
+        let call = Call::system().within(self.context.now_ms(), self.context.settings().shard_timeout_ms);
+        let request = ShardRequest { request: Some(request), epoch: *epoch, ..ShardRequest::default() };
+        let ShardReply { reply, epoch } = self.context.ask::<ShardProtocol>(member, request, &call).await?;
+        self.with(name, |state| state.epoch = state.epoch.max(epoch));
+        match reply {
+            Some(shard_reply::Reply::Status(status)) => {
+                let state = status.member.clone().unwrap_or_default();
+                if state.members.len() > 1 && !self.topology_known.get() {
+                    // It may have been replaced without having heard of it.
+                    self.find_primaries().await;
+                    if !self.topology_known.get() {
+                        let message = format!("the router has not said which member of {name} is the primary");
+                        return Err(Error::retryable(ErrorCode::Unavailable, message, 0));
+                    }
+                }
+                if (!state.primary.is_empty() && state.primary != *member) || self.primary(name).0 != *member {
+                    return Err(Error::retryable(ErrorCode::NotPrimary, format!("{member} is a replica"), 0));
+                }
+                Ok(shard_reply::Reply::Status(status))
+            }
+            reply => reply.ok_or_else(|| Error::internal(format!("{member} gave an empty answer"))),
         }
     }
 
@@ -184,8 +284,13 @@ impl Shards {
         let call = Call::system().within(now_ms, TOPOLOGY_TIMEOUT_MS);
         match self.context.ask::<RouterProtocol>("default", request, &call).await {
             Ok(RouterReply { reply: Some(router_reply::Reply::Topology(topology)) }) => {
+                self.topology_known.set(true);
                 for shard in topology.shards {
-                    self.with(&shard.shard, |state| state.primary = shard.primary);
+                    self.with(&shard.shard, |state| {
+                        if shard.epoch >= state.epoch {
+                            (state.primary, state.epoch) = (shard.primary, shard.epoch);
+                        }
+                    });
                 }
             }
             Ok(_) => tracing::warn!("the router answered something else than the topology"),
@@ -224,8 +329,8 @@ impl Shards {
         }
     }
 
-    /// The lowest and the highest LSN a shard keeps, as it says itself.
-    pub(super) async fn retained(&self, name: &str) -> Result<(u64, u64), Error> {
+    /// What a shard keeps, as it says itself.
+    pub(super) async fn retained(&self, name: &str) -> Result<Retained, Error> {
         match self.ask(name, shard_request::Request::Status(ShardStatusRequest {})).await? {
             shard_reply::Reply::Status(status) => {
                 let Some(last_lsn) = status.replicated_lsn else {
@@ -234,7 +339,7 @@ impl Shards {
                 };
                 self.with(name, |state| state.known = true);
                 self.committed(name, last_lsn);
-                Ok((status.oldest_lsn, last_lsn))
+                Ok(Retained { oldest_lsn: status.oldest_lsn, last_lsn, written_lsn: status.last_lsn })
             }
             _ => Err(Error::internal(format!("{name} answered something else than its status"))),
         }
@@ -249,7 +354,7 @@ impl Shards {
     }
 
     /// Asks a shard whether it has committed what it did not tell.
-    async fn refresh(&self, name: &str) -> Result<(), Error> {
+    pub(super) async fn refresh(&self, name: &str) -> Result<(), Error> {
         if self.get(name, |state| state.known) {
             self.read(name, self.last_lsn(name), 1).await?;
         } else {
@@ -289,6 +394,18 @@ impl Shards {
             self.with(&position.shard, |state| state.durable_lsn = state.durable_lsn.max(position.durable_lsn));
         }
         self.progress.announce();
+        self.acknowledge_due();
+    }
+
+    /// Has the shards keep the records after these LSNs, for durable subscriptions, and of the other shards none.
+    pub(super) fn hold(self: &Rc<Self>, held: &BTreeMap<String, u64>) {
+        for (name, state) in self.shards.borrow_mut().iter_mut() {
+            state.held_lsn = held.get(name).copied();
+        }
+        self.acknowledge_due();
+    }
+
+    fn acknowledge_due(self: &Rc<Self>) {
         let unacknowledged = self.shards.borrow().values().any(ShardState::is_unacknowledged);
         if unacknowledged {
             let shards = Rc::clone(self);
@@ -296,21 +413,23 @@ impl Shards {
         }
     }
 
-    /// Tells each shard how far the lake no longer needs its records; the first time, that it needs them at all.
+    /// Tells each shard how far nobody needs its records any longer; the first time, that somebody needs them at all.
     async fn acknowledge(&self) {
         let due: Vec<(String, u64)> = self
             .shards
             .borrow()
             .iter()
             .filter(|(_, state)| state.is_unacknowledged())
-            .map(|(name, state)| (name.clone(), state.durable_lsn))
+            .map(|(name, state)| (name.clone(), state.unneeded_lsn()))
             .collect();
         let acknowledge = |(name, lsn): (String, u64)| async move {
             let request = AckWal { consumer: CONSUMER.to_owned(), lsn };
             match self.ask(&name, shard_request::Request::AckWal(request)).await {
                 Ok(_) => self.with(&name, |state| state.acked_lsn = Some(lsn.max(state.acked_lsn.unwrap_or(0)))),
                 // The next tick tries again.
-                Err(error) => tracing::warn!(shard = name, %error, "the lake's progress could not be acknowledged"),
+                Err(error) => {
+                    tracing::warn!(shard = name, %error, "what is no longer needed could not be acknowledged")
+                }
             }
         };
         stream::iter(due).for_each_concurrent(PARALLEL, acknowledge).await;
@@ -319,7 +438,12 @@ impl Shards {
 
 impl ShardState {
     fn is_unacknowledged(&self) -> bool {
-        self.acked_lsn.is_none_or(|acked| acked < self.durable_lsn)
+        self.acked_lsn.is_none_or(|acked| acked < self.unneeded_lsn())
+    }
+
+    /// Up to where the records are in the lake, and no durable subscription needs them.
+    fn unneeded_lsn(&self) -> u64 {
+        self.held_lsn.map_or(self.durable_lsn, |held| held.min(self.durable_lsn))
     }
 }
 

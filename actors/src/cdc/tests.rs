@@ -93,7 +93,7 @@ impl Actor for LakeActor {
     }
 }
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         shard_count: 2,
         cdc_batch_timeout_ms: 100,
@@ -105,7 +105,7 @@ fn settings() -> Settings {
     }
 }
 
-fn start(settings: Settings) -> Rc<World> {
+pub(super) fn start(settings: Settings) -> Rc<World> {
     let world = World::new(settings);
     for shard in world.settings.shard_names() {
         world.start::<Shard>(&shard);
@@ -115,7 +115,7 @@ fn start(settings: Settings) -> Rc<World> {
     world
 }
 
-async fn execute(world: &Rc<World>, shard: &str, sql: &str) {
+pub(super) async fn execute(world: &Rc<World>, shard: &str, sql: &str) {
     let statements = vec![Statement { sql: sql.to_owned(), params: Vec::new() }];
     let request = shard_request::Request::Execute(ShardExecute { statements, ..ShardExecute::default() });
     world
@@ -124,7 +124,7 @@ async fn execute(world: &Rc<World>, shard: &str, sql: &str) {
         .unwrap();
 }
 
-async fn shard_status(world: &Rc<World>, shard: &str) -> ShardStatus {
+pub(super) async fn shard_status(world: &Rc<World>, shard: &str) -> ShardStatus {
     let request = shard_request::Request::Status(ShardStatusRequest {});
     match world
         .ask::<ShardProtocol>(shard, ShardRequest { request: Some(request), ..ShardRequest::default() })
@@ -138,13 +138,13 @@ async fn shard_status(world: &Rc<World>, shard: &str) -> ShardStatus {
     }
 }
 
-async fn cdc(world: &Rc<World>, request: cdc_request::Request) -> Result<cdc_reply::Reply, Error> {
+pub(super) async fn cdc(world: &Rc<World>, request: cdc_request::Request) -> Result<cdc_reply::Reply, Error> {
     Ok(world.ask::<CdcProtocol>("default", CdcRequest { request: Some(request) }).await?.reply.unwrap())
 }
 
-async fn poll(world: &Rc<World>, tables: &[&str], from: &str, wait_ms: u64) -> Result<ChangeBatch, Error> {
+pub(super) async fn poll(world: &Rc<World>, tables: &[&str], from: &str, wait_ms: u64) -> Result<ChangeBatch, Error> {
     let tables = tables.iter().map(|table| (*table).to_owned()).collect();
-    let subscription = Some(SubscribeRequest { tables, from: from.to_owned() });
+    let subscription = Some(SubscribeRequest { tables, from: from.to_owned(), ..SubscribeRequest::default() });
     let poll = PollChanges { subscription, wait_ms, max_bytes: 0 };
     match cdc(world, cdc_request::Request::Poll(poll)).await? {
         cdc_reply::Reply::Changes(batch) => Ok(batch),
@@ -152,7 +152,7 @@ async fn poll(world: &Rc<World>, tables: &[&str], from: &str, wait_ms: u64) -> R
     }
 }
 
-async fn flush(world: &Rc<World>) -> Result<String, Error> {
+pub(super) async fn flush(world: &Rc<World>) -> Result<String, Error> {
     match cdc(world, cdc_request::Request::FlushLake(FlushLake {})).await? {
         cdc_reply::Reply::Flushed(flushed) => Ok(flushed.position),
         other => panic!("{other:?}"),
@@ -160,14 +160,14 @@ async fn flush(world: &Rc<World>) -> Result<String, Error> {
 }
 
 /// Where the stream stands with a shard.
-async fn stands(world: &Rc<World>, shard: &str) -> CdcShardStatus {
+pub(super) async fn stands(world: &Rc<World>, shard: &str) -> CdcShardStatus {
     match cdc(world, cdc_request::Request::Status(CdcStatusRequest {})).await.unwrap() {
         cdc_reply::Reply::Status(status) => status.shards.into_iter().find(|told| told.shard == shard).unwrap(),
         other => panic!("{other:?}"),
     }
 }
 
-fn lsns(batch: &ChangeBatch) -> Vec<(String, Vec<u64>)> {
+pub(super) fn lsns(batch: &ChangeBatch) -> Vec<(String, Vec<u64>)> {
     let records = |records: &[WalRecord]| records.iter().map(|record| record.lsn).collect();
     batch.shards.iter().map(|shard| (shard.shard.clone(), records(&shard.records))).collect()
 }
@@ -176,7 +176,7 @@ fn in_lake(shard: &str) -> Vec<u64> {
     LAKE.with_borrow(|lake| lake.durable.get(shard).into_iter().flatten().map(|record| record.lsn).collect())
 }
 
-async fn fill(world: &Rc<World>, shard: &str, rows: u64) {
+pub(super) async fn fill(world: &Rc<World>, shard: &str, rows: u64) {
     execute(world, shard, "CREATE TABLE IF NOT EXISTS t (a INTEGER PRIMARY KEY, b)").await;
     for _ in 0..rows {
         execute(world, shard, "INSERT INTO t (b) VALUES ('some text')").await;

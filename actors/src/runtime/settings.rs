@@ -186,6 +186,10 @@ pub struct Settings {
     pub cdc_max_retry_count: u32,
     /// `CDC_RETRY_DELAY_MS`: first pause between retries; doubles.
     pub cdc_retry_delay_ms: u64,
+    /// `CDC_SUBSCRIPTION_EXPIRY_MS`: after what time a durable subscription is removed that was neither opened nor acknowledged.
+    pub cdc_subscription_expiry_ms: u64,
+    /// `CDC_SUBSCRIPTION_MAX_RECORDS`: records of a shard that are kept for a durable subscription at most.
+    pub cdc_subscription_max_records: u64,
     /// `AUTO_SHARD`: see [`AutoShard`].
     pub auto_shard: AutoShard,
     /// `REPLICAS_PER_SHARD`: replicas of each shard for which the VSchema lists fewer.
@@ -242,6 +246,8 @@ impl Default for Settings {
             cdc_batch_timeout_ms: 5_000,
             cdc_max_retry_count: 5,
             cdc_retry_delay_ms: 1_000,
+            cdc_subscription_expiry_ms: 604_800_000,
+            cdc_subscription_max_records: 1_000_000,
             auto_shard: AutoShard::Off,
             replicas_per_shard: 0,
             replica_poll_ms: 250,
@@ -306,6 +312,10 @@ impl Settings {
         read(&variable, "CDC_BATCH_TIMEOUT_MS", &mut settings.cdc_batch_timeout_ms, 1..=86_400_000)?;
         read(&variable, "CDC_MAX_RETRY_COUNT", &mut settings.cdc_max_retry_count, 0..=1000)?;
         read(&variable, "CDC_RETRY_DELAY_MS", &mut settings.cdc_retry_delay_ms, 1..=3_600_000)?;
+        let expiry_ms = &mut settings.cdc_subscription_expiry_ms;
+        read(&variable, "CDC_SUBSCRIPTION_EXPIRY_MS", expiry_ms, 1_000..=315_360_000_000)?;
+        let max_records = &mut settings.cdc_subscription_max_records;
+        read(&variable, "CDC_SUBSCRIPTION_MAX_RECORDS", max_records, 1..=1 << 40)?;
         parse(&variable, "AUTO_SHARD", &mut settings.auto_shard)?;
         read(&variable, "REPLICAS_PER_SHARD", &mut settings.replicas_per_shard, 0..=16)?;
         read(&variable, "REPLICA_POLL_MS", &mut settings.replica_poll_ms, 1..=60_000)?;

@@ -5,14 +5,15 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use dosql_proto::cdc_service_client::CdcServiceClient;
 use dosql_proto::query_service_client::QueryServiceClient;
 use dosql_proto::{
-    ERROR_CODE_METADATA, Error, ErrorCode, ExecuteRequest, LoadRequest, QueryRequest, Row, Statement, SubscribeRequest,
-    Value,
+    Credit, ERROR_CODE_METADATA, Error, ErrorCode, ExecuteRequest, LoadRequest, Operation, QueryRequest, Row,
+    Statement, SubscribeRequest, SubscriberMessage, Value, subscriber_message,
 };
-use futures_util::StreamExt as _;
+use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value as Json, json};
 use tonic::transport::Channel;
 
@@ -249,7 +250,7 @@ async fn changes_arrive_and_resume() {
     assert_eq!(serde_json::from_str::<Json>(message.to_text().unwrap()).unwrap(), frames[1]);
 
     let mut cdc = CdcServiceClient::connect(server.grpc.clone()).await.unwrap();
-    let request = SubscribeRequest { tables: vec![], from: "earliest".to_owned() };
+    let request = SubscribeRequest { from: "earliest".to_owned(), ..SubscribeRequest::default() };
     let batch = cdc.subscribe(request).await.unwrap().into_inner().next().await.unwrap().unwrap();
     assert!(!batch.shards[0].records[0].schema_changes.is_empty());
 
@@ -258,6 +259,141 @@ async fn changes_arrive_and_resume() {
     let body: Json = serde_json::from_slice(answer.body().as_ref().unwrap()).unwrap();
     assert_eq!((answer.status().as_u16(), &body["error"]["code"]), (400, &json!("UNKNOWN_POSITION")));
     // Open subscriptions do not hold up the end.
+    assert_eq!(server.stop(), Some(0));
+}
+
+type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+
+async fn subscribe(server: &Server, parameters: &str) -> Socket {
+    let url = format!("{}/cdc?{parameters}", server.http.replace("http://", "ws://"));
+    tokio_tungstenite::connect_async(url).await.unwrap().0
+}
+
+/// The next frame; `None` where none comes in time.
+async fn frame(socket: &mut Socket, patience: Duration) -> Option<Json> {
+    let message = async {
+        loop {
+            let message = socket.next().await.unwrap().unwrap();
+            if message.is_text() {
+                return serde_json::from_str(message.to_text().unwrap()).unwrap();
+            }
+        }
+    };
+    tokio::time::timeout(patience, message).await.ok()
+}
+
+async fn say(socket: &mut Socket, message: Json) {
+    socket.send(tokio_tungstenite::tungstenite::Message::text(message.to_string())).await.unwrap();
+}
+
+const LONG: Duration = Duration::from_secs(20);
+const SHORT: Duration = Duration::from_millis(300);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stuck_subscriber_holds_up_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), &["--shards", "1"]);
+    server.sql("CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)", json!([]));
+    // One that has no credit, one that does not read what it is sent, and one that does.
+    let mut stuck = subscribe(&server, "tables=t&credit_messages=0&heartbeat_ms=50").await;
+    let _deaf = subscribe(&server, "tables=t").await;
+    let mut fast = subscribe(&server, "tables=t").await;
+    for id in 1..=200 {
+        server.sql("INSERT INTO t VALUES (?, ?)", json!([id, "x".repeat(20_000)]));
+    }
+    let id = |frame: &Json| frame["changes"][0]["after"]["id"].as_i64();
+    for expected in 1..=200 {
+        assert_eq!(id(&frame(&mut fast, LONG).await.unwrap()), Some(expected));
+    }
+    assert_eq!(frame(&mut stuck, SHORT).await, None);
+    say(&mut stuck, json!({"credit": {"messages": 2}})).await;
+    for expected in 1..=2 {
+        assert_eq!(id(&frame(&mut stuck, LONG).await.unwrap()), Some(expected));
+    }
+    assert_eq!(frame(&mut stuck, SHORT).await, None);
+    // Bytes count as soon as some were granted.
+    say(&mut stuck, json!({"credit": {"messages": 1_000, "bytes": 30_000}})).await;
+    for expected in 3..=4 {
+        assert_eq!(id(&frame(&mut stuck, LONG).await.unwrap()), Some(expected));
+    }
+    assert_eq!(frame(&mut stuck, SHORT).await, None);
+    say(&mut stuck, json!({"credit": {"bytes": 1_000_000_000}})).await;
+    for expected in 5..=200 {
+        assert_eq!(id(&frame(&mut stuck, LONG).await.unwrap()), Some(expected));
+    }
+    let heartbeat = frame(&mut stuck, LONG).await.unwrap();
+    assert_eq!((&heartbeat["heartbeat"], &heartbeat["position"]), (&json!(true), &json!("shard-0:201")));
+    say(&mut stuck, json!({"credits": 1})).await;
+    let refused = loop {
+        let frame = frame(&mut stuck, LONG).await.unwrap();
+        if frame["heartbeat"].is_null() {
+            break frame;
+        }
+    };
+    assert_eq!(refused["error"]["code"], "INVALID_REQUEST");
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn durable_subscriptions_snapshots_and_formats() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), &["--shards", "2"]);
+    server.sql("CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)", json!([]));
+    server.sql("INSERT INTO t VALUES (1, 'one'), (2, 'two'), (3, 'three')", json!([]));
+    let mut first = subscribe(&server, "name=n&tables=t&snapshot=true&filter=id%3C%3E2&format=debezium").await;
+    let mut copied = Vec::new();
+    while copied.len() < 2 {
+        let frame = frame(&mut first, LONG).await.unwrap();
+        assert_eq!((&frame["op"], &frame["source"]["snapshot"]), (&json!("r"), &json!("incremental")), "{frame}");
+        copied.push(frame);
+    }
+    assert_eq!((&copied[0]["after"]["v"], &copied[1]["after"]["v"]), (&json!("one"), &json!("three")));
+    server.sql("UPDATE t SET v = 'three!' WHERE id = 3", json!([]));
+    let mut change = Vec::new();
+    while change.len() < 3 {
+        change.push(frame(&mut first, LONG).await.unwrap());
+    }
+    assert_eq!(
+        (&change[0]["status"], &change[1]["op"], &change[2]["status"]),
+        (&json!("BEGIN"), &json!("u"), &json!("END"))
+    );
+    let position = change[2]["position"].as_str().unwrap().to_owned();
+    say(&mut first, json!({"ack": position})).await;
+    let listed = async || {
+        let agent: ureq::Agent = ureq::Agent::config_builder().build().into();
+        let text = agent.get(format!("{}/cdc/subscriptions", server.http)).call().unwrap().body_mut().read_to_string();
+        serde_json::from_str::<Json>(&text.unwrap()).unwrap()["subscriptions"].clone()
+    };
+    for _ in 0..200 {
+        if listed().await[0]["position"] == json!(position) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!((&listed().await[0]["position"], &listed().await[0]["filter"]), (&json!(position), &json!("id<>2")));
+    drop(first);
+
+    // It goes on from there, over gRPC and with credit.
+    server.sql("DELETE FROM t WHERE id = 1", json!([]));
+    let mut cdc = CdcServiceClient::connect(server.grpc.clone()).await.unwrap();
+    let (messages, said) = tokio::sync::mpsc::channel(4);
+    let say = |message| SubscriberMessage { message: Some(message) };
+    let name = SubscribeRequest { name: "n".to_owned(), ..SubscribeRequest::default() };
+    messages.send(say(subscriber_message::Message::Subscribe(name))).await.unwrap();
+    let mut batches = cdc.follow(tokio_stream::wrappers::ReceiverStream::new(said)).await.unwrap().into_inner();
+    assert!(tokio::time::timeout(SHORT, batches.next()).await.is_err());
+    let credit = Credit { messages: 1, bytes: 0 };
+    messages.send(say(subscriber_message::Message::Credit(credit))).await.unwrap();
+    let batch = batches.next().await.unwrap().unwrap();
+    assert_eq!(batch.shards[0].records[0].changes[0].operation(), Operation::Delete);
+    drop(messages);
+    assert!(batches.next().await.is_none());
+
+    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let remove = || agent.delete(format!("{}/cdc/subscriptions/n", server.http)).call().unwrap().status().as_u16();
+    assert_eq!((remove(), remove()), (200, 404));
+    let (status, _) = server.post("/cdc/subscriptions/n/ack", br#"{"ack": "shard-0:1"}"#);
+    assert_eq!(status, 404);
     assert_eq!(server.stop(), Some(0));
 }
 

@@ -1,9 +1,7 @@
 //! `GET /cdc`: committed changes over a WebSocket.
 
-use std::collections::HashMap;
-
-use dosql_proto::json::change_frames;
-use dosql_proto::{ChangeBatch, Error, PollChanges, SubscribeRequest, cdc_reply, cdc_request};
+use dosql_proto::json::{FrameFormat, StreamParameters, change_frames, debezium_frames, stream_parameters};
+use dosql_proto::{ChangeBatch, Error, ErrorCode, PollChanges, SubscribeRequest, cdc_reply, cdc_request};
 use futures_util::future::{Either, select};
 use futures_util::{StreamExt as _, pin_mut};
 use prost::Message as _;
@@ -17,43 +15,31 @@ const WAIT_MS: u64 = 10_000;
 /// What a poll may take beyond its wait.
 const PATIENCE_MS: u64 = 20_000;
 
-#[derive(Clone, Copy)]
-enum Format {
-    Json,
-    Protobuf,
-}
-
-/// Opens a subscription: `tables` (names with commas between, all if missing), `from` (`earliest`, `latest`, or the position
-/// of an earlier frame) and `format` (`json` or `protobuf`).
+/// Opens a subscription, with the parameters of every host's `/cdc`, except for credit and names.
 pub(crate) async fn subscribe(entry: Entry, request: &Request) -> Result<Response, Error> {
     let url = request.url().map_err(platform)?;
-    let mut query: HashMap<String, String> = url.query_pairs().into_owned().collect();
-    let format = match query.remove("format").as_deref() {
-        None | Some("json") => Format::Json,
-        Some("protobuf") => Format::Protobuf,
-        Some(other) => return Err(Error::invalid(format!("format={other} is neither json nor protobuf"))),
-    };
-    let tables = query.remove("tables").unwrap_or_default();
-    let tables = tables.split(',').filter(|table| !table.is_empty()).map(str::to_owned).collect();
-    let from = query.remove("from").unwrap_or_else(|| "latest".to_owned());
-    if let Some(unknown) = query.into_keys().next() {
-        return Err(Error::invalid(format!("/cdc has no parameter {unknown}")));
+    let StreamParameters { subscription, format, credit } = stream_parameters(url.query_pairs())?;
+    if credit.is_some() || !subscription.name.is_empty() {
+        let message =
+            "credit and durable subscriptions are not supported on this host, where nothing a subscriber says is heard";
+        return Err(Error::new(ErrorCode::Unsupported, message));
     }
     if !matches!(request.headers().get("upgrade"), Ok(Some(protocol)) if protocol.eq_ignore_ascii_case("websocket")) {
         return Err(Error::invalid("/cdc is a WebSocket: the request must ask for an upgrade"));
     }
 
-    // The first poll fixes where "latest" is and refuses a position that is none, before there is a socket.
-    let mut subscription = SubscribeRequest { tables, from };
-    let first = poll(&entry, &subscription, 0).await?;
-    subscription.from.clone_from(&first.position);
+    // This fixes where "latest" is and refuses what cannot start, before there is a socket.
+    let subscription = match entry.cdc(cdc_request::Request::Open(subscription), &entry.call(PATIENCE_MS)?).await? {
+        cdc_reply::Reply::Opened(opened) => opened,
+        _ => return Err(Error::internal("the change stream answered something else than where it starts")),
+    };
 
     let pair = WebSocketPair::new().map_err(platform)?;
     let server = pair.server;
     server.accept().map_err(platform)?;
     wasm_bindgen_futures::spawn_local(async move {
         // Where sending fails, the subscriber is gone, and there is nobody to tell.
-        if let Ok(Some(error)) = serve(&entry, &server, subscription, format, first).await {
+        if let Ok(Some(error)) = serve(&entry, &server, subscription, format).await {
             let _ = server.close(Some(1011), Some(close_reason(&error)));
         }
     });
@@ -65,13 +51,9 @@ async fn serve(
     entry: &Entry,
     socket: &WebSocket,
     mut subscription: SubscribeRequest,
-    format: Format,
-    first: ChangeBatch,
+    format: FrameFormat,
 ) -> worker::Result<Option<Error>> {
     let mut events = socket.events()?;
-    if let Err(error) = send(socket, format, &first) {
-        return error;
-    }
     loop {
         let batch = {
             let polled = poll(entry, &subscription, WAIT_MS);
@@ -98,17 +80,17 @@ async fn serve(
 }
 
 /// Sends a batch's frames; fails with what `serve` ends with.
-fn send(socket: &WebSocket, format: Format, batch: &ChangeBatch) -> Result<(), worker::Result<Option<Error>>> {
+fn send(socket: &WebSocket, format: FrameFormat, batch: &ChangeBatch) -> Result<(), worker::Result<Option<Error>>> {
     if batch.shards.iter().all(|shard| shard.records.is_empty()) {
         return Ok(());
     }
-    match format {
-        Format::Json => {
-            for frame in change_frames(batch).map_err(|error| Ok(Some(error)))? {
-                socket.send_with_str(frame).map_err(Err)?;
-            }
-        }
-        Format::Protobuf => socket.send_with_bytes(batch.encode_to_vec()).map_err(Err)?,
+    let frames = match format {
+        FrameFormat::Json => change_frames(batch),
+        FrameFormat::Debezium => debezium_frames(batch, js_sys::Date::now() as u64),
+        FrameFormat::Protobuf => return socket.send_with_bytes(batch.encode_to_vec()).map_err(Err),
+    };
+    for frame in frames.map_err(|error| Ok(Some(error)))? {
+        socket.send_with_str(frame).map_err(Err)?;
     }
     Ok(())
 }

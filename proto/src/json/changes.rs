@@ -1,93 +1,150 @@
 //! Frames of the change stream.
 
-use std::collections::HashSet;
-
 use serde::Serialize;
 use serde::ser::{SerializeMap, SerializeSeq, SerializeStruct, Serializer};
 
 use super::JsonValue;
-use crate::Position;
-use crate::v1::{ChangeBatch, Error, Operation, Row, RowChange, SchemaChange, WalRecord, WalTable};
+use crate::StreamPosition;
+use crate::v1::{ChangeBatch, Error, Operation, Row, RowChange, SchemaChange, ShardChanges, WalRecord, WalTable};
 
-/// The JSON frames of a batch, one for each committed transaction, in order. Resuming from a frame's `position` continues
-/// with the frame after it.
+/// The JSON frames of a batch, one for each committed transaction and each part of a snapshot, in order. Resuming from a frame's
+/// `position` continues with the frame after it.
 ///
 /// # Errors
 /// `INTERNAL` where the batch contradicts itself (a change of a table it does not describe, a position that is none).
 pub fn change_frames(batch: &ChangeBatch) -> Result<Vec<String>, Error> {
-    let end: Position = batch
-        .position
-        .parse()
-        .map_err(|error| Error::internal(format!("change batch with a bad position: {error}")))?;
-    // Before a shard's first record of this batch a subscriber stands right before it; after its last one at the batch's end.
-    let mut position = end.clone();
-    let mut seen = HashSet::new();
-    for shard in &batch.shards {
-        if let Some(first) = shard.records.first()
-            && seen.insert(shard.shard.as_str())
-        {
-            position.0.insert(shard.shard.clone(), first.lsn.saturating_sub(1));
-        }
-    }
     let mut frames = Vec::with_capacity(batch.shards.iter().map(|shard| shard.records.len()).sum());
-    for (index, shard) in batch.shards.iter().enumerate() {
-        let more_later = batch.shards[index + 1..].iter().any(|later| later.shard == shard.shard);
-        for (record_index, record) in shard.records.iter().enumerate() {
-            let last = record_index + 1 == shard.records.len() && !more_later;
-            position.advance(&shard.shard, if last { end.lsn(&shard.shard) } else { record.lsn });
-            let frame = Frame { shard: &shard.shard, record, position: &position.to_string() };
-            frames.push(
-                serde_json::to_string(&frame)
-                    .map_err(|error| Error::internal(format!("LSN {} of {}: {error}", record.lsn, shard.shard)))?,
-            );
+    each_record(batch, |placed| {
+        let Placed { changes, record, after, .. } = placed;
+        let frame = Frame { shard: &changes.shard, record, rows: changes.snapshot.is_some(), position: after };
+        frames.push(serde_json::to_string(&frame)?);
+        Ok(())
+    })?;
+    Ok(frames)
+}
+
+/// The JSON frame that tells a subscriber, for whom there is nothing, that it has not been forgotten, and where it stands.
+#[must_use]
+pub fn heartbeat_frame(position: &str, now_ms: u64) -> String {
+    serde_json::json!({"heartbeat": true, "ts_ms": now_ms, "position": position}).to_string()
+}
+
+/// A record in its place in a batch.
+pub(super) struct Placed<'a> {
+    pub(super) changes: &'a ShardChanges,
+    pub(super) record: &'a WalRecord,
+    /// The positions before and after it.
+    pub(super) before: &'a str,
+    pub(super) after: &'a str,
+}
+
+/// Goes through a batch's records with their positions.
+///
+/// # Errors
+/// `INTERNAL` where the batch's positions are none or a record cannot be shown.
+pub(super) fn each_record(
+    batch: &ChangeBatch,
+    mut show: impl FnMut(&Placed<'_>) -> serde_json::Result<()>,
+) -> Result<(), Error> {
+    let read = |text: &str| -> Result<StreamPosition, Error> {
+        text.parse().map_err(|error| Error::internal(format!("change batch with a bad position: {error}")))
+    };
+    let (mut position, end) = (read(&batch.previous)?, read(&batch.position)?);
+    let mut before = batch.previous.clone();
+    for (index, changes) in batch.shards.iter().enumerate() {
+        let shard = &changes.shard;
+        let more_later = batch.shards[index + 1..].iter().any(|later| later.shard == *shard);
+        for (record_index, record) in changes.records.iter().enumerate() {
+            // What follows a shard's last record was of no interest to the subscriber.
+            let last = record_index + 1 == changes.records.len();
+            let lsn = if last && !more_later { end.lsns.lsn(shard) } else { record.lsn };
+            position.lsns.advance(shard, lsn);
+            if last {
+                advance_snapshot(&mut position, changes);
+            }
+            let after = position.to_string();
+            show(&Placed { changes, record, before: &before, after: &after })
+                .map_err(|error| Error::internal(format!("LSN {} of {shard}: {error}", record.lsn)))?;
+            before = after;
+        }
+        if changes.records.is_empty() {
+            advance_snapshot(&mut position, changes);
         }
     }
-    Ok(frames)
+    Ok(())
+}
+
+fn advance_snapshot(position: &mut StreamPosition, changes: &ShardChanges) {
+    if let Some(progress) = &changes.snapshot {
+        match &progress.cursor {
+            Some(cursor) => position.snapshot.insert(changes.shard.clone(), cursor.clone()),
+            None => position.snapshot.remove(&changes.shard),
+        };
+    }
 }
 
 struct Frame<'a> {
     shard: &'a str,
     record: &'a WalRecord,
+    /// Whether these are rows of a snapshot.
+    rows: bool,
     position: &'a str,
 }
 
 impl Serialize for Frame<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut frame = serializer.serialize_struct("Frame", 6)?;
+        let mut frame = serializer.serialize_struct("Frame", if self.rows { 7 } else { 6 })?;
         frame.serialize_field("shard", self.shard)?;
         frame.serialize_field("lsn", &self.record.lsn)?;
         frame.serialize_field("ts_ms", &(self.record.hlc >> 16))?;
-        frame.serialize_field("changes", &Changes(self.record))?;
+        if self.rows {
+            frame.serialize_field("snapshot", &true)?;
+        } else {
+            frame.skip_field("snapshot")?;
+        }
+        frame.serialize_field("changes", &Changes { record: self.record, rows: self.rows })?;
         frame.serialize_field("schema_changes", &SchemaChanges(&self.record.schema_changes))?;
         frame.serialize_field("position", self.position)?;
         frame.end()
     }
 }
 
-struct Changes<'a>(&'a WalRecord);
+struct Changes<'a> {
+    record: &'a WalRecord,
+    rows: bool,
+}
 
 impl Serialize for Changes<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut changes = serializer.serialize_seq(Some(self.0.changes.len()))?;
-        for change in &self.0.changes {
-            let table = self.0.tables.get(change.table as usize).ok_or_else(|| {
-                serde::ser::Error::custom(format!("a change refers to table {}, which is missing", change.table))
-            })?;
-            changes.serialize_element(&Change { table, change })?;
+        let mut changes = serializer.serialize_seq(Some(self.record.changes.len()))?;
+        for change in &self.record.changes {
+            let table = table_of(self.record, change).map_err(serde::ser::Error::custom)?;
+            changes.serialize_element(&Change { table, change, row: self.rows })?;
         }
         changes.end()
     }
 }
 
+/// The table that a change of a record is of.
+pub(super) fn table_of<'a>(record: &'a WalRecord, change: &RowChange) -> Result<&'a WalTable, String> {
+    record
+        .tables
+        .get(change.table as usize)
+        .ok_or_else(|| format!("a change refers to table {}, which is missing", change.table))
+}
+
 struct Change<'a> {
     table: &'a WalTable,
     change: &'a RowChange,
+    /// Whether it is a row of a snapshot.
+    row: bool,
 }
 
 impl Serialize for Change<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { table, change } = *self;
+        let Self { table, change, row } = *self;
         let op = match change.operation() {
+            _ if row => "read",
             Operation::Insert => "insert",
             Operation::Update => "update",
             Operation::Delete => "delete",
@@ -108,9 +165,9 @@ impl Serialize for Change<'_> {
 }
 
 /// The primary key's columns, in key order.
-struct Key<'a> {
-    table: &'a WalTable,
-    row: &'a Row,
+pub(super) struct Key<'a> {
+    pub(super) table: &'a WalTable,
+    pub(super) row: &'a Row,
 }
 
 impl Serialize for Key<'_> {
@@ -127,9 +184,9 @@ impl Serialize for Key<'_> {
     }
 }
 
-struct NamedRow<'a> {
-    table: &'a WalTable,
-    row: &'a Row,
+pub(super) struct NamedRow<'a> {
+    pub(super) table: &'a WalTable,
+    pub(super) row: &'a Row,
 }
 
 impl Serialize for NamedRow<'_> {
@@ -208,7 +265,7 @@ impl Serialize for TableJson<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::v1::{Column, ShardChanges, Value};
+    use crate::v1::{Column, SnapshotCursor, SnapshotProgress, Value};
 
     fn table() -> WalTable {
         let column = |name: &str| Column { name: name.into(), declared_type: "INTEGER".into() };
@@ -232,7 +289,7 @@ mod tests {
     }
 
     fn shard(name: &str, records: Vec<WalRecord>) -> ShardChanges {
-        ShardChanges { shard: name.into(), records }
+        ShardChanges { shard: name.into(), records, snapshot: None }
     }
 
     #[test]
@@ -240,6 +297,7 @@ mod tests {
         let batch = ChangeBatch {
             shards: vec![shard("a", vec![insert(5, 1), insert(7, 2)]), shard("b", vec![insert(1, 3)])],
             position: "a:9,b:1,c:4".into(),
+            previous: "a:4,b:0,c:4".into(),
         };
         let frames: Vec<serde_json::Value> =
             change_frames(&batch).unwrap().iter().map(|frame| serde_json::from_str(frame).unwrap()).collect();
@@ -254,11 +312,42 @@ mod tests {
         );
     }
 
+    fn at_one() -> ChangeBatch {
+        ChangeBatch { position: "a:1".into(), previous: "a:0".into(), ..ChangeBatch::default() }
+    }
+
+    #[test]
+    fn positions_within_a_snapshot_keep_where_it_stands() {
+        let cursor =
+            |table: &str| SnapshotCursor { shard: "a".into(), table: table.into(), ..SnapshotCursor::default() };
+        let at = |cursor: SnapshotCursor, lsn: u64| {
+            let mut position = StreamPosition::default();
+            position.lsns.advance("a", lsn);
+            position.snapshot.insert("a".into(), cursor);
+            position.to_string()
+        };
+        let rows = |lsn, cursor| ShardChanges {
+            snapshot: Some(SnapshotProgress { cursor }),
+            ..shard("a", vec![insert(lsn, 1)])
+        };
+        let batch = ChangeBatch {
+            shards: vec![shard("a", vec![insert(2, 1)]), rows(3, Some(cursor("t"))), rows(3, None)],
+            position: "a:3".into(),
+            previous: at(cursor("s"), 1),
+        };
+        let frames: Vec<serde_json::Value> =
+            change_frames(&batch).unwrap().iter().map(|frame| serde_json::from_str(frame).unwrap()).collect();
+        let positions: Vec<_> = frames.iter().map(|frame| frame["position"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(positions, [at(cursor("s"), 2), at(cursor("t"), 3), "a:3".to_owned()]);
+        assert_eq!((&frames[0]["snapshot"], &frames[1]["snapshot"]), (&serde_json::Value::Null, &true.into()));
+        assert_eq!(frames[1]["changes"][0]["op"], "read");
+    }
+
     #[test]
     fn schema_changes_show_the_table() {
         let change = SchemaChange { sql: "CREATE TABLE t(id)".into(), table: Some(table()), ..SchemaChange::default() };
         let record = WalRecord { lsn: 1, schema_changes: vec![change], ..WalRecord::default() };
-        let batch = ChangeBatch { shards: vec![shard("a", vec![record])], position: "a:1".into() };
+        let batch = ChangeBatch { shards: vec![shard("a", vec![record])], ..at_one() };
         let frame: serde_json::Value = serde_json::from_str(&change_frames(&batch).unwrap()[0]).unwrap();
         assert_eq!(frame["schema_changes"][0]["table"]["primary_key"], serde_json::json!(["id"]));
         assert_eq!(frame["changes"], serde_json::json!([]));
@@ -268,7 +357,7 @@ mod tests {
     fn a_batch_that_contradicts_itself_is_an_error() {
         let mut record = insert(1, 1);
         record.tables.clear();
-        let batch = ChangeBatch { shards: vec![shard("a", vec![record])], position: "a:1".into() };
+        let batch = ChangeBatch { shards: vec![shard("a", vec![record])], ..at_one() };
         assert!(change_frames(&batch).unwrap_err().message.contains("LSN 1 of a"));
     }
 }

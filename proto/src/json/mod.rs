@@ -6,18 +6,22 @@
 //! `{"real": "Infinity"}` (or `"-Infinity"`, `"NaN"`) is a REAL that is no finite number.
 
 mod changes;
+mod debezium;
 mod error;
 mod plan;
 mod request;
 mod result;
 mod status;
+mod subscription;
 mod topology;
 mod value;
 
-pub use changes::change_frames;
+pub use changes::{change_frames, heartbeat_frame};
+pub use debezium::{debezium_frames, debezium_heartbeat};
 pub use error::{ErrorBody, http_status};
 pub use request::query_from_json;
 pub use result::ResultWriter;
 pub use status::status_document;
+pub use subscription::{FrameFormat, StreamParameters, messages_from_json, stream_parameters, subscriptions_document};
 pub use topology::{promoted_document, topology_document};
 pub use value::{JsonRow, JsonValue, value_from_json};

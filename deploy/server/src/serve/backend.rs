@@ -5,12 +5,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use dosql_actors::host::actix::Client;
 use dosql_actors::runtime::Call;
 use dosql_proto::{
-    BatchRequest, BatchResponse, CdcProtocol, CdcRequest, CdcStatus, CdcStatusRequest, ChangeBatch, CloseRequest,
-    CloseSession, Error, ExecuteRequest, ExecuteResponse, ExplainRequest, ExplainResponse, FetchRequest, FlushLake,
-    LakeCleaned, LakeCleanup, LakeCompact, LakeCompacted, LakeFlushed, LakeProtocol, LakeRequest, LakeStatus,
-    LakeStatusRequest, LoadRequest, LoadResponse, OpenSession, PollChanges, Promote, Promoted, QueryRequest,
-    RouterProtocol, RouterRequest, RowBatch, SessionClosed, SessionOpened, ShardsHealthRequest, Statement,
-    SubscribeRequest, Topology, cdc_reply, cdc_request, lake_reply, lake_request, router_reply, router_request,
+    AcknowledgeChanges, BatchRequest, BatchResponse, CdcProtocol, CdcRequest, CdcStatus, CdcStatusRequest, ChangeBatch,
+    CloseRequest, CloseSession, DropSubscriptionRequest, Error, ExecuteRequest, ExecuteResponse, ExplainRequest,
+    ExplainResponse, FetchRequest, FlushLake, LakeCleaned, LakeCleanup, LakeCompact, LakeCompacted, LakeFlushed,
+    LakeProtocol, LakeRequest, LakeStatus, LakeStatusRequest, ListSubscriptionsRequest, LoadRequest, LoadResponse,
+    OpenSession, PollChanges, Promote, Promoted, QueryRequest, RouterProtocol, RouterRequest, RowBatch, SessionClosed,
+    SessionOpened, ShardsHealthRequest, Statement, SubscribeRequest, SubscriptionList, SubscriptionNoted, Topology,
+    cdc_reply, cdc_request, lake_reply, lake_request, router_reply, router_request,
 };
 use tokio::sync::watch;
 
@@ -185,6 +186,37 @@ impl Backend {
     pub(super) async fn flush_lake(&self) -> Result<LakeFlushed, Error> {
         match self.ask_cdc(cdc_request::Request::FlushLake(FlushLake {}), FLUSH_TIMEOUT_MS).await? {
             cdc_reply::Reply::Flushed(flushed) => Ok(flushed),
+            _ => Err(unexpected("change stream")),
+        }
+    }
+
+    /// Checks a subscription and finds where it starts.
+    pub(super) async fn open_changes(&self, subscription: SubscribeRequest) -> Result<SubscribeRequest, Error> {
+        match self.ask_cdc(cdc_request::Request::Open(subscription), 0).await? {
+            cdc_reply::Reply::Opened(opened) => Ok(opened),
+            _ => Err(unexpected("change stream")),
+        }
+    }
+
+    async fn ask_subscription(&self, request: cdc_request::Request) -> Result<SubscriptionNoted, Error> {
+        match self.ask_cdc(request, 0).await? {
+            cdc_reply::Reply::Subscription(noted) => Ok(noted),
+            _ => Err(unexpected("change stream")),
+        }
+    }
+
+    /// Moves a durable subscription forward.
+    pub(super) async fn acknowledge_changes(&self, name: String, position: String) -> Result<SubscriptionNoted, Error> {
+        self.ask_subscription(cdc_request::Request::Acknowledge(AcknowledgeChanges { name, position })).await
+    }
+
+    pub(super) async fn drop_subscription(&self, name: String) -> Result<SubscriptionNoted, Error> {
+        self.ask_subscription(cdc_request::Request::Drop(DropSubscriptionRequest { name })).await
+    }
+
+    pub(super) async fn subscriptions(&self) -> Result<SubscriptionList, Error> {
+        match self.ask_cdc(cdc_request::Request::List(ListSubscriptionsRequest {}), 0).await? {
+            cdc_reply::Reply::Subscriptions(list) => Ok(list),
             _ => Err(unexpected("change stream")),
         }
     }

@@ -6,8 +6,9 @@ use dosql_proto::{ChangeBatch, Error, ErrorCode, SubscribeRequest};
 
 use super::backend::Backend;
 
-/// How long to wait for changes before the subscriber gets a sign of life.
+/// How long to wait for changes before the subscriber gets a sign of life, where it does not say, and the least it may say.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(50);
 /// How often a poll is repeated while the change stream is restarting or overloaded.
 const RETRIES: u32 = 10;
 const LONGEST_RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -15,59 +16,93 @@ const LONGEST_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// A subscription. It holds one batch at most: the next one is asked for when the subscriber has taken the last.
 pub(super) struct Changes {
     backend: Backend,
+    /// The name of the durable subscription; "" for one that is not.
+    name: String,
     subscription: SubscribeRequest,
-    /// What opening the subscription brought already.
-    first: Option<ChangeBatch>,
+    heartbeat: Duration,
 }
 
 impl Changes {
     /// Opens a subscription: from here on it misses nothing, also where it starts at `latest`.
     ///
     /// # Errors
-    /// `UNKNOWN_POSITION` where it cannot start from there.
-    pub(super) async fn open(backend: Backend, mut subscription: SubscribeRequest) -> Result<Self, Error> {
-        if subscription.from.is_empty() {
-            "latest".clone_into(&mut subscription.from);
+    /// What the change stream finds wrong with it.
+    pub(super) async fn open(backend: Backend, subscription: SubscribeRequest) -> Result<Self, Error> {
+        let name = subscription.name.clone();
+        let mut retries = 0;
+        loop {
+            match backend.open_changes(subscription.clone()).await {
+                Ok(opened) => {
+                    let heartbeat = match opened.heartbeat_ms {
+                        0 => HEARTBEAT,
+                        milliseconds => Duration::from_millis(milliseconds).max(SHORTEST_HEARTBEAT),
+                    };
+                    return Ok(Self { backend, name, subscription: opened, heartbeat });
+                }
+                Err(error) => rest(error, &mut retries).await?,
+            }
         }
-        let mut changes = Self { backend, subscription, first: None };
-        changes.first = Some(changes.poll(Duration::ZERO).await?);
-        Ok(changes)
     }
 
-    /// The next changes; an empty batch where there were none for a while.
+    /// The next changes; a batch without any is a heartbeat.
     ///
     /// # Errors
     /// `UNAVAILABLE` when the server stops; what the change stream answers.
     pub(super) async fn next(&mut self) -> Result<ChangeBatch, Error> {
-        if let Some(first) = self.first.take()
-            && !first.shards.is_empty()
-        {
-            return Ok(first);
-        }
         let backend = self.backend.clone();
         tokio::select! {
-            outcome = self.poll(HEARTBEAT) => outcome,
-            () = backend.stopping() => Err(Error::retryable(ErrorCode::Unavailable, "the server is stopping", 1_000)),
+            outcome = self.poll() => outcome,
+            error = stopping(&backend) => Err(error),
         }
     }
 
-    async fn poll(&mut self, wait: Duration) -> Result<ChangeBatch, Error> {
+    /// Completes, with what to tell the subscriber, when the server stops.
+    pub(super) fn stopping(&self) -> impl Future<Output = Error> + use<> {
+        let backend = self.backend.clone();
+        async move { stopping(&backend).await }
+    }
+
+    /// Moves the durable subscription forward.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` where it is not durable; what the change stream answers.
+    pub(super) async fn acknowledge(&self, position: String) -> Result<(), Error> {
+        if self.name.is_empty() {
+            return Err(Error::invalid("only a subscription with a name can be acknowledged"));
+        }
+        self.backend.acknowledge_changes(self.name.clone(), position).await.map(drop)
+    }
+
+    async fn poll(&mut self) -> Result<ChangeBatch, Error> {
         let mut retries = 0;
         loop {
-            match self.backend.poll_changes(self.subscription.clone(), wait).await {
+            match self.backend.poll_changes(self.subscription.clone(), self.heartbeat).await {
                 Ok(batch) => {
-                    if !batch.position.is_empty() {
-                        self.subscription.from.clone_from(&batch.position);
-                    }
+                    self.subscription.from.clone_from(&batch.position);
                     return Ok(batch);
                 }
-                Err(error) if error.retryable && retries < RETRIES => {
-                    retries += 1;
-                    let delay = Duration::from_millis(error.retry_after_ms.max(50)).min(LONGEST_RETRY_DELAY);
-                    tokio::time::sleep(delay).await;
-                }
-                Err(error) => return Err(error),
+                Err(error) => rest(error, &mut retries).await?,
             }
         }
     }
+}
+
+async fn stopping(backend: &Backend) -> Error {
+    backend.stopping().await;
+    Error::retryable(ErrorCode::Unavailable, "the server is stopping", 1_000)
+}
+
+/// Whether there is nothing for the subscriber in a batch: it tells where it stands.
+pub(super) fn is_heartbeat(batch: &ChangeBatch) -> bool {
+    batch.shards.iter().all(|shard| shard.records.is_empty())
+}
+
+/// Pauses before a repetition, where one may help.
+async fn rest(error: Error, retries: &mut u32) -> Result<(), Error> {
+    if !error.retryable || *retries >= RETRIES {
+        return Err(error);
+    }
+    *retries += 1;
+    tokio::time::sleep(Duration::from_millis(error.retry_after_ms.max(50)).min(LONGEST_RETRY_DELAY)).await;
+    Ok(())
 }

@@ -4,18 +4,21 @@ use axum::response::Response;
 use dosql_proto::cdc_service_server::{CdcService, CdcServiceServer};
 use dosql_proto::query_service_server::{QueryService, QueryServiceServer};
 use dosql_proto::{
-    BatchRequest, BatchResponse, ChangeBatch, CloseSession, DESCRIPTORS, ERROR_CODE_METADATA, Error, ErrorCode,
-    ExecuteRequest, ExecuteResponse, ExplainRequest, ExplainResponse, LoadRequest, LoadResponse, OpenSession,
-    QueryRequest, QueryResponse, RowBatch, SessionClosed, SessionOpened, SessionRequest, SessionResponse,
-    SubscribeRequest,
+    AcknowledgeChanges, BatchRequest, BatchResponse, ChangeBatch, CloseSession, Credit, DESCRIPTORS,
+    DropSubscriptionRequest, ERROR_CODE_METADATA, Error, ErrorCode, ExecuteRequest, ExecuteResponse, ExplainRequest,
+    ExplainResponse, ListSubscriptionsRequest, LoadRequest, LoadResponse, OpenSession, QueryRequest, QueryResponse,
+    RowBatch, SessionClosed, SessionOpened, SessionRequest, SessionResponse, SubscribeRequest, SubscriberMessage,
+    SubscriptionList, SubscriptionNoted, subscriber_message,
 };
 use futures_util::stream::{BoxStream, StreamExt as _, TryStreamExt as _, try_unfold};
+use prost::Message as _;
 use tonic::service::Routes;
 use tonic::{Code, Request, Status, Streaming};
 
 use super::backend::Backend;
 use super::changes::Changes;
 use super::conversation::Conversation;
+use super::flow::Credits;
 
 /// Longest request, in bytes; as long as the body of an HTTP request.
 pub(super) const LARGEST_REQUEST: usize = 32 << 20;
@@ -129,21 +132,105 @@ struct Subscriptions {
 #[tonic::async_trait]
 impl CdcService for Subscriptions {
     type SubscribeStream = BoxStream<'static, Result<ChangeBatch, Status>>;
+    type FollowStream = BoxStream<'static, Result<ChangeBatch, Status>>;
 
     async fn subscribe(
         &self,
         request: Request<SubscribeRequest>,
     ) -> Result<tonic::Response<Self::SubscribeStream>, Status> {
         let changes = Changes::open(self.backend.clone(), request.into_inner()).await?;
-        let batches = try_unfold(changes, async |mut changes| {
-            loop {
-                let batch = changes.next().await?;
-                if !batch.shards.is_empty() {
-                    return Ok(Some((batch, changes)));
+        let batches = try_unfold(changes, async |mut changes| Ok(Some((changes.next().await?, changes))));
+        Ok(tonic::Response::new(batches.map_err(|error: Error| error.into()).boxed()))
+    }
+
+    async fn follow(
+        &self,
+        request: Request<Streaming<SubscriberMessage>>,
+    ) -> Result<tonic::Response<Self::FollowStream>, Status> {
+        let mut said = request.into_inner();
+        let first = said.message().await.map_err(|status| error_of(&status))?.and_then(|said| said.message);
+        let Some(subscriber_message::Message::Subscribe(subscription)) = first else {
+            return Err(Error::invalid("a subscriber's first message must be what it subscribes to").into());
+        };
+        let changes = Changes::open(self.backend.clone(), subscription).await?;
+        let credits = Credits::limited(Credit::default());
+        let follower = Follower { said: Some(said), changes, credits };
+        let batches =
+            try_unfold(follower, async |mut follower| Ok(follower.next().await?.map(|batch| (batch, follower))));
+        Ok(tonic::Response::new(batches.map_err(|error: Error| error.into()).boxed()))
+    }
+
+    async fn acknowledge(
+        &self,
+        request: Request<AcknowledgeChanges>,
+    ) -> Result<tonic::Response<SubscriptionNoted>, Status> {
+        let AcknowledgeChanges { name, position } = request.into_inner();
+        Ok(tonic::Response::new(self.backend.acknowledge_changes(name, position).await?))
+    }
+
+    async fn list_subscriptions(
+        &self,
+        _: Request<ListSubscriptionsRequest>,
+    ) -> Result<tonic::Response<SubscriptionList>, Status> {
+        Ok(tonic::Response::new(self.backend.subscriptions().await?))
+    }
+
+    async fn drop_subscription(
+        &self,
+        request: Request<DropSubscriptionRequest>,
+    ) -> Result<tonic::Response<SubscriptionNoted>, Status> {
+        Ok(tonic::Response::new(self.backend.drop_subscription(request.into_inner().name).await?))
+    }
+}
+
+/// A subscriber that says how much it takes.
+struct Follower {
+    /// `None` after its last word.
+    said: Option<Streaming<SubscriberMessage>>,
+    changes: Changes,
+    credits: Credits,
+}
+
+impl Follower {
+    /// The next batch, as soon as there is credit for it; `None` where none can come any more.
+    async fn next(&mut self) -> Result<Option<ChangeBatch>, Error> {
+        loop {
+            let allowed = self.credits.allow();
+            if !allowed && self.said.is_none() {
+                return Ok(None);
+            }
+            let stopping = self.changes.stopping();
+            let heard = tokio::select! {
+                batch = self.changes.next(), if allowed => {
+                    let batch = batch?;
+                    self.credits.spend(batch.encoded_len());
+                    return Ok(Some(batch));
+                }
+                heard = hear(&mut self.said) => heard?,
+                error = stopping, if !allowed => return Err(error),
+            };
+            match heard {
+                None => self.said = None,
+                Some(subscriber_message::Message::Credit(credit)) => self.credits.grant(credit),
+                Some(subscriber_message::Message::Acknowledge(position)) => self.changes.acknowledge(position).await?,
+                Some(subscriber_message::Message::Subscribe(_)) => {
+                    return Err(Error::invalid("the stream has its subscription already"));
                 }
             }
-        });
-        Ok(tonic::Response::new(batches.map_err(|error: Error| error.into()).boxed()))
+        }
+    }
+}
+
+/// What a subscriber says next; waits for ever where it has said its last word.
+async fn hear(said: &mut Option<Streaming<SubscriberMessage>>) -> Result<Option<subscriber_message::Message>, Error> {
+    let Some(said) = said else { return std::future::pending().await };
+    loop {
+        match said.message().await.map_err(|status| error_of(&status))? {
+            None => return Ok(None),
+            Some(SubscriberMessage { message: Some(message) }) => return Ok(Some(message)),
+            // Of a later version, perhaps.
+            Some(SubscriberMessage { message: None }) => {}
+        }
     }
 }
 

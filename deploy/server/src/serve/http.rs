@@ -6,11 +6,12 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use dosql_proto::json::{
-    ErrorBody, ResultWriter, http_status, promoted_document, query_from_json, status_document, topology_document,
+    ErrorBody, ResultWriter, http_status, messages_from_json, promoted_document, query_from_json, status_document,
+    subscriptions_document, topology_document,
 };
-use dosql_proto::{Error, ErrorCode, Promote, RowBatch};
+use dosql_proto::{Error, ErrorCode, Promote, RowBatch, SubscriptionNoted, subscriber_message};
 use futures_util::{StreamExt as _, stream};
 use serde::Deserialize;
 use tonic::Status;
@@ -31,6 +32,9 @@ DoSQL
 POST /sql      {\"sql\": \"SELECT ?\", \"params\": [1], \"options\": {\"timeout\": 5000}}
 POST /session  a session: its token goes with each request as the header dosql-session, and DELETE /session ends it
 GET  /cdc      ?tables=a,b&from=latest&format=json   the change stream, as a WebSocket
+GET  /cdc/subscriptions            the durable subscriptions
+POST /cdc/subscriptions/NAME/ack   {\"ack\": \"shard-0:17\"}   move one forward
+DELETE /cdc/subscriptions/NAME     remove one
 GET  /health   whether the server answers
 GET  /status   how far the change stream and the lake are
 POST /flush    have the lake commit everything
@@ -56,6 +60,9 @@ pub(super) fn routes(backend: &Backend, grpc: Routes) -> Router {
         .route("/admin/compact", post(maintenance::compact))
         .route("/admin/cleanup", post(maintenance::clean_up))
         .route("/cdc", get(websocket::subscribe))
+        .route("/cdc/subscriptions", get(subscriptions))
+        .route("/cdc/subscriptions/{name}", delete(drop_subscription))
+        .route("/cdc/subscriptions/{name}/ack", post(acknowledge))
         .method_not_allowed_fallback(wrong_method)
         .with_state(backend.clone())
         .fallback_service(grpc.into_axum_router().fallback(nothing_here))
@@ -233,4 +240,31 @@ async fn promote(
 async fn flush(State(backend): State<Backend>) -> Result<Response, HttpError> {
     let flushed = backend.flush_lake().await?;
     Ok(json(serde_json::json!({"position": flushed.position}).to_string()))
+}
+
+async fn subscriptions(State(backend): State<Backend>) -> Result<Response, HttpError> {
+    let list = backend.subscriptions().await?;
+    Ok(json(subscriptions_document(&list.subscriptions).to_string()))
+}
+
+async fn acknowledge(
+    State(backend): State<Backend>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Result<Response, HttpError> {
+    let body = read_body(request).await?;
+    let text = std::str::from_utf8(&body).map_err(|_| Error::invalid("the acknowledgement is not UTF-8"))?;
+    let Some(subscriber_message::Message::Acknowledge(position)) = messages_from_json(text)?.pop() else {
+        return Err(Error::invalid("an acknowledgement is {\"ack\": POSITION}").into());
+    };
+    Ok(noted(backend.acknowledge_changes(name, position).await?))
+}
+
+async fn drop_subscription(State(backend): State<Backend>, Path(name): Path<String>) -> Result<Response, HttpError> {
+    Ok(noted(backend.drop_subscription(name).await?))
+}
+
+fn noted(noted: SubscriptionNoted) -> Response {
+    let subscriptions: Vec<_> = noted.subscription.into_iter().collect();
+    json(subscriptions_document(&subscriptions)["subscriptions"][0].to_string())
 }

@@ -3,6 +3,7 @@
 mod backend;
 mod changes;
 mod conversation;
+mod flow;
 mod grpc;
 mod http;
 mod listen;

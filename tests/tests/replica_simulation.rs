@@ -419,8 +419,7 @@ impl World<'_> {
             }
             all.extend(rows.map(|(.., rows)| rows).unwrap_or_default());
         }
-        let sent = self.sent.borrow();
-        if let Some((id, text)) = all.iter().find(|(id, text)| sent.get(id) != Some(text)) {
+        if let Some((id, text)) = all.iter().find(|(id, text)| self.sent.borrow().get(id) != Some(text)) {
             return Err(format!("nobody wrote row {id} ({text})"));
         }
         if let Some((id, at_ms)) = self.replicated.borrow().iter().find(|(id, _)| !all.contains_key(id)) {
@@ -441,7 +440,6 @@ impl World<'_> {
                 return Err(format!("the change stream has not told of {missing:?} ({changes} changes)"));
             }
         }
-        drop(sent);
         self.check_copies(&all).await
     }
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
-use dosql_actors::sql_value;
+use dosql_actors::{sql_order, sql_value};
 use dosql_proto::{Error, Value, value::Kind};
 use rusqlite::Connection;
 
@@ -77,23 +77,7 @@ impl Collation {
     /// How SQLite orders two stored values: NULL, numbers, text by this collation, blobs.
     #[must_use]
     pub fn compare(self, left: &Value, right: &Value) -> Ordering {
-        let class = |value: &Value| match &value.kind {
-            None => 0,
-            Some(Kind::Integer(_) | Kind::Real(_)) => 1,
-            Some(Kind::Text(_) | Kind::RawText(_)) => 2,
-            Some(Kind::Blob(_)) => 3,
-        };
-        match (&left.kind, &right.kind) {
-            (Some(Kind::Integer(left)), Some(Kind::Integer(right))) => left.cmp(right),
-            (Some(Kind::Real(left)), Some(Kind::Real(right))) => left.partial_cmp(right).unwrap_or(Ordering::Equal),
-            (Some(Kind::Integer(left)), Some(Kind::Real(right))) => integer_and_real(*left, *right),
-            (Some(Kind::Real(left)), Some(Kind::Integer(right))) => integer_and_real(*right, *left).reverse(),
-            (Some(Kind::Blob(left)), Some(Kind::Blob(right))) => left.cmp(right),
-            _ => match (text_of(left), text_of(right)) {
-                (Some(left), Some(right)) => self.compare_text(left, right),
-                _ => class(left).cmp(&class(right)),
-            },
-        }
+        sql_order::compare(left, right, |left, right| self.compare_text(left, right))
     }
 
     fn compare_text(self, left: &[u8], right: &[u8]) -> Ordering {
@@ -130,32 +114,10 @@ impl Collation {
     }
 }
 
-fn text_of(value: &Value) -> Option<&[u8]> {
-    match &value.kind {
-        Some(Kind::Text(text)) => Some(text.as_bytes()),
-        Some(Kind::RawText(text)) => Some(text),
-        _ => None,
-    }
-}
-
 /// Text as `RTRIM` sees it.
 pub(crate) fn without_spaces(text: &[u8]) -> &[u8] {
     let end = text.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
     &text[..end]
-}
-
-/// Exact, where a cast of the integer would round.
-fn integer_and_real(integer: i64, real: f64) -> Ordering {
-    const LIMIT: f64 = 9_223_372_036_854_775_808.0;
-    if real >= LIMIT {
-        return Ordering::Less;
-    }
-    if real < -LIMIT {
-        return Ordering::Greater;
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "the range is checked first")]
-    let whole = real.trunc() as i64;
-    integer.cmp(&whole).then_with(|| 0.0.partial_cmp(&real.fract()).unwrap_or(Ordering::Equal))
 }
 
 /// Applies affinities. The cases that need no thought are decided here, the others by SQLite.

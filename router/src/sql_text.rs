@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write;
 
+pub(crate) use dosql_actors::sql_name::quote;
 use dosql_proto::Value;
 
 /// A piece of SQL text.
@@ -204,11 +205,6 @@ pub(crate) fn compact_parameters(sql: &str, params: &[Value]) -> (String, Vec<Va
         let _ = write!(compact, "?{place}");
     }
     (compact, values)
-}
-
-/// A name in double quotes.
-pub(crate) fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 
 use crate::runtime::Context;
 use crate::sql_hooks::{self, ThreadBound};
+use crate::sql_name::quote;
 use crate::sql_value::{self, sql_error};
 
 /// Longest text of a filter, in bytes.
@@ -192,10 +193,6 @@ impl Bounds {
         };
         if allowed { Authorization::Allow } else { Authorization::Deny }
     }
-}
-
-fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// A type whose affinity is that of a declared type, by SQLite's rules.

@@ -7,6 +7,7 @@ mod choice;
 mod delivery;
 mod durable;
 mod filter;
+mod recent;
 mod shards;
 mod snapshot;
 mod start;

@@ -1,7 +1,7 @@
 //! What the change stream knows of each shard, and how it reads them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use dosql_proto::{
@@ -10,10 +10,10 @@ use dosql_proto::{
     router_request, shard_reply, shard_request,
 };
 use futures_util::{StreamExt, stream};
-use prost::Message;
 
 use super::durable::Durable;
 use super::filter::Filter;
+use super::recent::Recent;
 use crate::news::News;
 use crate::runtime::{Call, Context};
 
@@ -444,80 +444,5 @@ impl ShardState {
     /// Up to where the records are in the lake, and no durable subscription needs them.
     fn unneeded_lsn(&self) -> u64 {
         self.held_lsn.map_or(self.durable_lsn, |held| held.min(self.durable_lsn))
-    }
-}
-
-/// The last records of a shard, without gaps.
-#[derive(Default)]
-struct Recent {
-    records: VecDeque<(Rc<WalRecord>, usize)>,
-    bytes: usize,
-}
-
-impl Recent {
-    /// The records after an LSN up to about `max_bytes`, at least one, where they are kept.
-    fn after(&self, after: u64, max_bytes: usize) -> Option<Vec<Rc<WalRecord>>> {
-        let first = self.records.front()?.0.lsn;
-        let skip = usize::try_from((after + 1).checked_sub(first)?).ok()?;
-        let mut bytes = 0;
-        let mut found = Vec::new();
-        for (record, size) in self.records.iter().skip(skip) {
-            bytes += size;
-            if bytes > max_bytes && !found.is_empty() {
-                break;
-            }
-            found.push(Rc::clone(record));
-        }
-        (!found.is_empty()).then_some(found)
-    }
-
-    fn keep(&mut self, records: &[Rc<WalRecord>], max_bytes: usize) {
-        let last = self.records.back().map_or(0, |(record, _)| record.lsn);
-        for record in records.iter().filter(|record| record.lsn > last) {
-            let follows = self.records.back().is_none_or(|(kept, _)| kept.lsn + 1 == record.lsn);
-            if !follows {
-                self.records.clear();
-                self.bytes = 0;
-            }
-            let size = record.encoded_len();
-            self.bytes += size;
-            self.records.push_back((Rc::clone(record), size));
-        }
-        while self.bytes > max_bytes {
-            let Some((_, size)) = self.records.pop_front() else { break };
-            self.bytes -= size;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(lsn: u64) -> Rc<WalRecord> {
-        Rc::new(WalRecord { lsn, ..WalRecord::default() })
-    }
-
-    fn lsns(found: Option<Vec<Rc<WalRecord>>>) -> Vec<u64> {
-        found.unwrap_or_default().iter().map(|record| record.lsn).collect()
-    }
-
-    #[test]
-    fn recent_records_are_bounded_and_without_gaps() {
-        let mut recent = Recent::default();
-        let size = record(1).encoded_len();
-        recent.keep(&[record(3), record(4), record(5)], 100 * size);
-        recent.keep(&[record(4), record(5), record(6)], 100 * size);
-        assert_eq!(lsns(recent.after(2, 100 * size)), [3, 4, 5, 6]);
-        assert_eq!(lsns(recent.after(4, size)), [5]);
-        assert_eq!(lsns(recent.after(4, 0)), [5]);
-        assert!(recent.after(1, 100).is_none());
-        assert!(recent.after(6, 100).is_none());
-        recent.keep(&[record(7)], 2 * size);
-        assert_eq!(lsns(recent.after(5, 100)), [6, 7]);
-        assert!(recent.after(4, 100).is_none());
-        recent.keep(&[record(20)], 100 * size);
-        assert_eq!(lsns(recent.after(19, 100)), [20]);
-        assert!(recent.after(6, 100).is_none());
     }
 }

@@ -9,7 +9,8 @@ use rusqlite::config::DbConfig;
 use rusqlite::{CachedStatement, Connection};
 
 use super::guard::own_sql;
-use super::schema::{Schema, TableShape, quote};
+use super::schema::{Schema, TableShape};
+use crate::sql_name::quote;
 use crate::sql_value::{Param, sql_error};
 
 /// Applies the row changes of a record whose indexes are in `range`, in their order. The tables must be as the record describes

@@ -262,8 +262,3 @@ fn has_real_affinity(declared_type: &str) -> bool {
 fn mentions(sql: &str, word: &str) -> bool {
     sql.as_bytes().windows(word.len()).any(|window| window.eq_ignore_ascii_case(word.as_bytes()))
 }
-
-/// A name as SQL quotes it.
-pub(super) fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}

@@ -1,6 +1,8 @@
-//! A shard's database: writes as units within a group that one commit makes durable.
+//! A shard's database.
 
+mod altering;
 mod following;
+mod group;
 mod member;
 mod snapshot;
 mod transactions;
@@ -9,13 +11,13 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use dosql_proto::{
-    AckWal, Error, ErrorCode, Operation, ReadWal, Row, RowBatch, ShardExecute, ShardExecuted, ShardLoad, ShardQuery,
-    ShardStatus, Statement, StatementResult, WalBatch,
+    AckWal, Error, ErrorCode, ReadWal, Row, RowBatch, ShardExecute, ShardExecuted, ShardLoad, ShardQuery, ShardStatus,
+    Statement, StatementResult, WalBatch,
 };
+use rusqlite::Connection;
 use rusqlite::limits::Limit;
-use rusqlite::types::ValueRef;
-use rusqlite::{Connection, ffi};
 
+use self::group::begin_unit;
 pub(super) use self::member::Member;
 pub(super) use self::transactions::Doubt;
 use self::transactions::Writer;
@@ -23,9 +25,10 @@ use super::apply::{self, Sequences};
 use super::capture::{Capture, MAX_RECORD_BYTES};
 use super::cursors::Cursors;
 use super::guard::{Guard, MAX_SQL_BYTES, check_text, may_roll_back, own_sql};
-use super::log::{Keep, Log, OWN_TABLES};
-use super::schema::{Difference, Schema, TableShape, UnseenRows, check_names, quote};
+use super::log::{Keep, Log};
+use super::schema::Schema;
 use crate::runtime::Context;
+use crate::sql_name::quote;
 use crate::sql_value::{self, Param, sql_error};
 
 /// Most bytes of rows that one request's statements may return together.
@@ -231,53 +234,6 @@ impl Store {
         })
     }
 
-    /// Makes the group durable.
-    pub(super) fn commit(&mut self) -> Result<(), Error> {
-        if self.group.is_none() {
-            return Ok(());
-        }
-        let guard = Rc::clone(&self.guard);
-        let _own = guard.own();
-        self.log.forget_requests(&self.connection, self.context.now_ms())?;
-        run_own(&self.connection, own_sql!("COMMIT"))?;
-        self.group = None;
-        self.allow_spill(true)
-    }
-
-    /// Runs `body` so that it takes effect as a whole, or not at all, and once for a request's id.
-    ///
-    /// `alone`: a failure may take the whole transaction with it, so there must be nobody else's work in it.
-    fn unit(
-        &mut self,
-        request_id: &str,
-        alone: bool,
-        body: impl FnOnce(&mut Self, &mut bool) -> Result<Vec<StatementResult>, Error>,
-    ) -> Result<ShardExecuted, Failure> {
-        {
-            let _own = self.guard.own();
-            if let Some(outcome) = self.log.outcome(&self.connection, request_id)? {
-                return Ok(outcome);
-            }
-        }
-        if alone || self.schema.may_roll_back {
-            self.commit().map_err(Failure::Crash)?;
-        }
-        self.capture.borrow_mut().clear();
-        self.schema_touched = false;
-        self.in_transaction = false;
-        let mut open = false;
-        let done = body(self, &mut open);
-        match done {
-            Ok(results) if open => {
-                let finished = self.finish(request_id, results);
-                finished.or_else(|error| self.abandon(error))
-            }
-            Ok(results) => Ok(ShardExecuted { results, lsn: self.log.last_lsn, duplicate: false }),
-            Err(error) if open => self.abandon(error),
-            Err(error) => Err(error.into()),
-        }
-    }
-
     fn statements(&mut self, statements: &[Statement], open: &mut bool) -> Result<Vec<StatementResult>, Error> {
         let mut results = Vec::with_capacity(statements.len());
         let mut bytes_left = MAX_RESULT_BYTES;
@@ -360,136 +316,6 @@ impl Store {
         let last_insert_rowid = if capture.take_inserted() { self.connection.last_insert_rowid() } else { 0 };
         Ok(vec![StatementResult { rows_affected, last_insert_rowid, ..StatementResult::default() }])
     }
-
-    /// Ends a unit that succeeded: its record, its outcome, its savepoint.
-    fn finish(&mut self, request_id: &str, results: Vec<StatementResult>) -> Result<ShardExecuted, Error> {
-        let _own = self.guard.own();
-        if deferred_violations(&self.connection)? {
-            // SQLite would find them at the commit, and fail the whole group.
-            return Err(Error::new(ErrorCode::Constraint, "FOREIGN KEY constraint failed"));
-        }
-        let now_ms = self.context.now_ms();
-        let sequences = apply::sequences(&self.connection, &self.schema)?;
-        let mut capture = self.capture.borrow_mut();
-        capture.set_sequences(self.sequences.moved_to(&sequences));
-        let (lsn, hlc) = (self.log.last_lsn, self.log.hlc);
-        let oldest_lsn = self.log.oldest_lsn;
-        let write = || {
-            if !capture.is_empty() {
-                let hlc = self.log.next_hlc(now_ms);
-                let record = capture.record(self.log.last_lsn + 1, hlc);
-                self.log.append(&self.connection, hlc, record)?;
-            }
-            let executed = ShardExecuted { results, lsn: self.log.last_lsn, duplicate: false };
-            self.log.remember(&self.connection, request_id, now_ms, &executed)?;
-            run_own(&self.connection, own_sql!("RELEASE _dosql_unit"))?;
-            Ok(executed)
-        };
-        let written = write();
-        match written {
-            Ok(executed) => {
-                self.group = self.group.map(|units| units + 1);
-                self.sequences = sequences;
-                Ok(executed)
-            }
-            Err(error) => {
-                (self.log.last_lsn, self.log.hlc, self.log.oldest_lsn) = (lsn, hlc, oldest_lsn);
-                Err(error)
-            }
-        }
-    }
-
-    /// Ends a unit that failed with `error`, leaving nothing of it.
-    fn abandon(&mut self, error: Error) -> Result<ShardExecuted, Failure> {
-        let others = self.group.unwrap_or(0);
-        let rolled_back = {
-            let _own = self.guard.own();
-            if self.connection.is_autocommit() {
-                // SQLite has rolled back everything (OR ROLLBACK, an I/O error, a full disk, an interrupt).
-                self.group = None;
-                if others == 0 { Ok(()) } else { Err(error.clone()) }
-            } else {
-                run_own(&self.connection, own_sql!("ROLLBACK TO _dosql_unit"))
-                    .and_then(|()| run_own(&self.connection, own_sql!("RELEASE _dosql_unit")))
-            }
-        };
-        self.capture.borrow_mut().clear();
-        rolled_back.map_err(Failure::Crash)?;
-        if self.schema_touched {
-            self.reload_schema().map_err(Failure::Crash)?;
-        }
-        Err(error.into())
-    }
-
-    fn begin(&mut self) -> Result<(), Failure> {
-        begin_group(&self.connection, &self.guard, &mut self.group).map_err(Failure::Crash)
-    }
-
-    fn reload_schema(&mut self) -> Result<(), Error> {
-        let schema = {
-            let _own = self.guard.own();
-            Schema::load(&self.connection)?
-        };
-        self.replace_schema(schema);
-        Ok(())
-    }
-
-    fn replace_schema(&mut self, schema: Schema) {
-        self.schema_touched = true;
-        self.capture.borrow_mut().set_shapes(schema.shapes());
-        self.schema = schema;
-        // A cached statement would tell the columns it was prepared with.
-        self.connection.flush_prepared_statement_cache();
-    }
-
-    /// Records what a statement did to the schema.
-    fn schema_may_have_changed(&mut self, sql: &str) -> Result<(), Error> {
-        let after = {
-            let _own = self.guard.own();
-            check_names(&self.connection, OWN_TABLES + member::OWN_TABLES)?;
-            Schema::load(&self.connection)?
-        };
-        let Some(Difference { change, rows }) = self.schema.difference(&after, sql) else { return Ok(()) };
-        self.replace_schema(after);
-        let mut capture = self.capture.borrow_mut();
-        capture.schema_changed(change);
-        match rows {
-            UnseenRows::None => Ok(()),
-            UnseenRows::Inserted(shape) => self.record_rows(&mut capture, &shape, None),
-            UnseenRows::Updated(shape, added) => self.record_rows(&mut capture, &shape, Some(&added)),
-        }
-    }
-
-    /// Records all rows of a table as inserted, or, where `added` columns are given, those that have values there as updated.
-    fn record_rows(&self, capture: &mut Capture, shape: &TableShape, added: Option<&[usize]>) -> Result<(), Error> {
-        let _own = self.guard.own();
-        let names: Vec<String> = shape.table.columns.iter().map(|column| quote(&column.name)).collect();
-        let taken = |name: &str| shape.table.columns.iter().any(|column| column.name.eq_ignore_ascii_case(name));
-        let rowid = ["rowid", "_rowid_", "oid"].into_iter().find(|name| shape.has_rowid && !taken(name)).unwrap_or("0");
-        let filter = added.map_or(String::new(), |added| {
-            let set: Vec<String> = added.iter().map(|at| format!("{} IS NOT NULL", names[*at])).collect();
-            format!(" WHERE {}", set.join(" OR "))
-        });
-        let sql = format!("/*_dosql_*/ SELECT {rowid}, {} FROM {}{filter}", names.join(", "), quote(&shape.table.name));
-        let mut statement = self.connection.prepare(&sql).map_err(sql_error)?;
-        let mut rows = statement.query([]).map_err(sql_error)?;
-        while let Some(row) = rows.next().map_err(sql_error)? {
-            let key = row.get(0).map_err(sql_error)?;
-            let after: Vec<ValueRef<'_>> =
-                (0..names.len()).map(|at| row.get_ref(at + 1)).collect::<Result<_, _>>().map_err(sql_error)?;
-            match added {
-                None => capture.row_outside_hook(shape, Operation::Insert, key, None, &after)?,
-                Some(added) => {
-                    let mut before = after.clone();
-                    for at in added {
-                        before[*at] = ValueRef::Null;
-                    }
-                    capture.row_outside_hook(shape, Operation::Update, key, Some(&before), &after)?;
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 fn check_texts(statements: &[Statement]) -> Result<(), Error> {
@@ -505,43 +331,4 @@ fn insert_row(insert: &mut rusqlite::Statement<'_>, row: &Row, width: usize) -> 
         insert.raw_bind_parameter(at + 1, Param(value)).map_err(sql_error)?;
     }
     insert.raw_execute().map(|rows| rows as u64).map_err(sql_error)
-}
-
-fn run_own(connection: &Connection, sql: &'static str) -> Result<(), Error> {
-    connection.prepare_cached(sql).and_then(|mut statement| statement.execute([])).map(|_| ()).map_err(sql_error)
-}
-
-fn begin_group(connection: &Connection, guard: &Guard, group: &mut Option<usize>) -> Result<(), Error> {
-    if group.is_none() {
-        let _own = guard.own();
-        run_own(connection, own_sql!("BEGIN IMMEDIATE"))?;
-        *group = Some(0);
-    }
-    Ok(())
-}
-
-fn begin_unit(connection: &Connection, guard: &Guard, group: &mut Option<usize>) -> Result<(), Error> {
-    begin_group(connection, guard, group)?;
-    let _own = guard.own();
-    run_own(connection, own_sql!("SAVEPOINT _dosql_unit"))
-}
-
-/// Whether rows violate DEFERRED foreign keys as things stand.
-fn deferred_violations(connection: &Connection) -> Result<bool, Error> {
-    let (mut current, mut highest) = (0, 0);
-    // SAFETY: the handle belongs to a connection that outlives the call, on the thread that uses it; the pointers are to
-    // locals that SQLite writes before it returns.
-    let status = unsafe {
-        ffi::sqlite3_db_status(
-            connection.handle(),
-            ffi::SQLITE_DBSTATUS_DEFERRED_FKS,
-            &raw mut current,
-            &raw mut highest,
-            0,
-        )
-    };
-    match status {
-        ffi::SQLITE_OK => Ok(current != 0),
-        code => Err(Error::internal(format!("sqlite3_db_status failed with code {code}"))),
-    }
 }

@@ -10,10 +10,11 @@ use rusqlite::{OptionalExtension, params};
 use super::super::apply::{self, Quiet};
 use super::super::guard::own_sql;
 use super::super::log::{corrupt, signed, unsigned};
-use super::super::schema::{Schema, quote};
+use super::super::schema::Schema;
 use super::member::not_primary;
 use super::transactions::Writer;
 use super::{Failure, Store};
+use crate::sql_name::quote;
 use crate::sql_value::sql_error;
 
 impl Store {
@@ -56,7 +57,7 @@ impl Store {
         if first > self.log.last_lsn + 1 {
             return Ok(());
         }
-        super::begin_group(&self.connection, &self.guard, &mut self.group)?;
+        super::group::begin_group(&self.connection, &self.guard, &mut self.group)?;
         for record in &batch.records {
             if record.lsn == self.log.last_lsn + 1 {
                 self.take_record(record)?;

@@ -14,9 +14,10 @@ use rusqlite::Connection;
 use super::super::apply;
 use super::super::guard::own_sql;
 use super::super::log::Log;
-use super::super::schema::{TableShape, quote};
+use super::super::schema::TableShape;
 use super::transactions::Writer;
 use super::{Failure, Store};
+use crate::sql_name::quote;
 use crate::sql_value::{self, Param, sql_error};
 
 const DEFAULT_BYTES: usize = 1 << 20;
@@ -237,7 +238,7 @@ impl Store {
         if part.stage != place.stage || part.part != place.part {
             return Ok(());
         }
-        super::begin_group(&self.connection, &self.guard, &mut self.group)?;
+        super::group::begin_group(&self.connection, &self.guard, &mut self.group)?;
         let reached = part.records.last().map_or(place.lsn, |record| record.lsn);
         for record in &part.records {
             self.take_partly(record, &place)?;

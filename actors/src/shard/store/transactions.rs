@@ -11,7 +11,8 @@ use dosql_proto::{
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{Failure, Store, check_texts, deferred_violations, run_own};
+use super::group::{deferred_violations, run_own};
+use super::{Failure, Store, check_texts};
 use crate::shard::apply::{self, Quiet};
 use crate::shard::capture::{CapturedLog, Mark};
 use crate::shard::guard::own_sql;

@@ -226,7 +226,7 @@ pub(super) fn target(tables: &[FromTable<'_>], table: usize, conjuncts: &[Expr])
 }
 
 /// Whether it is plain that no row satisfies all of the conjuncts.
-fn impossible(conjuncts: &[Expr]) -> bool {
+pub(super) fn impossible(conjuncts: &[Expr]) -> bool {
     let literal = |expression: &Expr| match key_source(expression)? {
         KeySource::Literal(value) => Some(value),
         _ => None,

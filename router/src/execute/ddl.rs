@@ -17,9 +17,8 @@ impl Shared {
         call: &Scope,
     ) -> Result<ExecuteResponse, Error> {
         let _alone = self.changing.lock().await;
-        self.resume(call).await?;
-        if let Some(outcome) = self.catalog.borrow().outcome(request_id)? {
-            return outcome.map(|()| response(String::new()));
+        if let Some(done) = self.done_before(request_id, call).await? {
+            return Ok(done);
         }
         let change = loop {
             match self.rehearse(sql)? {
@@ -43,6 +42,16 @@ impl Shared {
         self.apply(version, Some(sql), &change, call).await
     }
 
+    /// Finishes what was interrupted; the answer to a change that was sent before.
+    ///
+    /// # Errors
+    /// Why it was refused then; why an interrupted change cannot be finished now.
+    async fn done_before(&self, request_id: &str, call: &Scope) -> Result<Option<ExecuteResponse>, Error> {
+        self.resume(call).await?;
+        let outcome = self.catalog.borrow().outcome(request_id)?;
+        Ok(outcome.transpose()?.map(|()| response(String::new())))
+    }
+
     /// Runs an `ALTER VSCHEMA` statement.
     pub(super) async fn alter_vschema(
         &self,
@@ -51,9 +60,8 @@ impl Shared {
         call: &Scope,
     ) -> Result<ExecuteResponse, Error> {
         let _alone = self.changing.lock().await;
-        self.resume(call).await?;
-        if let Some(outcome) = self.catalog.borrow().outcome(request_id)? {
-            return outcome.map(|()| response(String::new()));
+        if let Some(done) = self.done_before(request_id, call).await? {
+            return Ok(done);
         }
         let vschema = self.catalog.borrow().version.vschema.altered(statement)?;
         if let AlterVSchema::AddAutoIncrement { table, column, sequence } = statement

@@ -10,6 +10,7 @@ use futures_util::stream::{self, StreamExt};
 use rusqlite::Connection;
 
 use super::cursor::Cursor;
+use super::read::Reading;
 use super::scope::encoded;
 use super::shard_rows::Asked;
 use super::{Scope, Shared, shards};
@@ -28,22 +29,20 @@ impl Shared {
     pub(super) async fn gather(
         &self,
         gather: &Gather,
-        params: &[Value],
-        width: usize,
-        max_bytes: u32,
+        reading: Reading<'_>,
         call: &Scope,
     ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
         let mut attempt = 1;
         loop {
-            let outcome = match self.gather_once(gather, params, call).await {
-                Ok(scratch) => self.finish(scratch, gather, params, width, max_bytes, call),
+            let outcome = match self.gather_once(gather, reading.params, call).await {
+                Ok(scratch) => self.finish(scratch, gather, reading, call),
                 Err(error) => Err(error),
             };
             let outcome = outcome.map_err(|error| self.explain_full(error));
             match (outcome, &gather.fallback) {
                 // Partial sums may overflow where the whole does not, or the other way round.
                 (Err(error), Some(fallback)) if error.message.contains("integer overflow") => {
-                    return Box::pin(self.gather(fallback, params, width, max_bytes, call)).await;
+                    return Box::pin(self.gather(fallback, reading, call)).await;
                 }
                 (Err(error), _)
                     if attempt < MAX_ATTEMPTS
@@ -188,11 +187,10 @@ impl Shared {
         &self,
         mut scratch: Connection,
         gather: &Gather,
-        params: &[Value],
-        width: usize,
-        max_bytes: u32,
+        reading: Reading<'_>,
         scope: &Scope,
     ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
+        let Reading { params, width, max_bytes } = reading;
         for view in &gather.views {
             scratch.execute_batch(view).map_err(sql_error)?;
         }

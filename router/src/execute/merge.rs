@@ -10,6 +10,7 @@ use prost::Message;
 
 use super::chain::{Chain, Quota};
 use super::cursor::Cursor;
+use super::read::Reading;
 use super::shard_rows::{Asked, ShardRows};
 use super::{Scope, Shared, shards};
 use crate::plan::{Limit, Merge, SortKey};
@@ -43,13 +44,12 @@ impl Shared {
     pub(super) async fn merge(
         &self,
         merge: &Merge,
-        params: &[Value],
-        width: usize,
-        max_bytes: u32,
+        reading: Reading<'_>,
         scope: &Scope,
     ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
+        let Reading { params, width, max_bytes } = reading;
         let Some(quota) = self.quota(merge.limit.as_ref(), params)? else {
-            return self.gather(&merge.otherwise, params, width, max_bytes, scope).await;
+            return self.gather(&merge.otherwise, reading, scope).await;
         };
         if quota.left == 0 {
             return Ok((Vec::new(), None));

@@ -45,6 +45,7 @@ use crate::replicas::Replicas;
 use crate::transaction::Live;
 use cursor::{Cursor, Cursors};
 use gate::Gate;
+use read::Reading;
 pub(crate) use scope::Scope;
 use session::{Control, Sessions};
 use transact::InFlight;
@@ -340,7 +341,8 @@ impl Shared {
             }
             _ => {
                 let read = plan.read().ok_or_else(|| Error::internal("the plan does not read"))?;
-                self.open_consistently(read, &statement.params, plan.columns.len(), max_bytes, scope).await
+                let reading = Reading { params: &statement.params, width: plan.columns.len(), max_bytes };
+                self.open_consistently(read, reading, scope).await
             }
         }
     }

@@ -9,16 +9,26 @@ use super::{Scope, Shared};
 use crate::plan::{Read, Target};
 use crate::sql_text;
 
+/// What a result is opened with.
+#[derive(Clone, Copy)]
+pub(super) struct Reading<'a> {
+    /// The statement's parameters.
+    pub(super) params: &'a [Value],
+    /// Columns of the result.
+    pub(super) width: usize,
+    /// Most bytes that are sent at once.
+    pub(super) max_bytes: u32,
+}
+
 impl Shared {
     /// The first rows of a read, and a cursor where there are more.
     pub(super) async fn open(
         &self,
         read: &Read,
-        params: &[Value],
-        width: usize,
-        max_bytes: u32,
+        reading: Reading<'_>,
         call: &Scope,
     ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
+        let Reading { params, max_bytes, .. } = reading;
         let (shards, sql) = match read {
             Read::Pinned { pins, sql, otherwise } => {
                 let mut shards = Vec::new();
@@ -30,14 +40,14 @@ impl Shared {
                 match otherwise {
                     _ if pins.is_empty() => (self.resolve(&Target::Any, params)?, sql),
                     Some(gather) if shards.len() != 1 => {
-                        return self.gather(gather, params, width, max_bytes, call).await;
+                        return self.gather(gather, reading, call).await;
                     }
                     _ => (shards, sql),
                 }
             }
             Read::Concatenate { target, sql } => (self.resolve_in(target, params, call)?, sql),
-            Read::Merge(merge) => return self.merge(merge, params, width, max_bytes, call).await,
-            Read::Gather(gather) => return self.gather(gather, params, width, max_bytes, call).await,
+            Read::Merge(merge) => return self.merge(merge, reading, call).await,
+            Read::Gather(gather) => return self.gather(gather, reading, call).await,
         };
         let statement = Statement { sql: sql.clone(), params: params.to_vec() };
         let chain = Chain::new(statement, max_bytes, shards, None);
@@ -86,7 +96,8 @@ impl Shared {
             }
             None => (read, params),
         };
-        let (mut rows, mut cursor) = self.open(read, params, width, super::MAX_BATCH_BYTES, call).await?;
+        let (mut rows, mut cursor) =
+            self.open(read, Reading { params, width, max_bytes: super::MAX_BATCH_BYTES }, call).await?;
         let size = |rows: &[Row]| rows.iter().map(prost::Message::encoded_len).sum::<usize>();
         let mut bytes = size(&rows);
         while let Some(open) = &mut cursor {

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use dosql_actors::runtime::TransactionMode;
 use dosql_actors::sql_value::{Param, sql_error};
-use dosql_proto::{Consistency, Error, Row, Value};
+use dosql_proto::{Consistency, Error, Row};
 use rusqlite::Connection;
 
 use super::cursor::Cursor;
+use super::read::Reading;
 use super::{Scope, Shared};
 use crate::plan::Read;
 use crate::transaction::contended;
@@ -30,16 +31,14 @@ impl Shared {
     pub(super) async fn open_consistently(
         &self,
         read: &Read,
-        params: &[Value],
-        width: usize,
-        max_bytes: u32,
+        reading: Reading<'_>,
         call: &Scope,
     ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
         if call.transaction().is_some() {
-            return self.open_whole(read, params, width, max_bytes, call).await;
+            return self.open_whole(read, reading, call).await;
         }
         if !call.strict() {
-            return self.open(read, params, width, max_bytes, call).await;
+            return self.open(read, reading, call).await;
         }
         let mut touched = Vec::new();
         let mut attempt = 0;
@@ -54,7 +53,7 @@ impl Shared {
                         self.lock(&transaction, *shard, &scope).await?;
                     }
                 }
-                let found = self.open_whole(read, params, width, max_bytes, &scope).await?;
+                let found = self.open_whole(read, reading, &scope).await?;
                 if !locking {
                     self.commit(&transaction, None, &scope).await?;
                 }
@@ -81,12 +80,11 @@ impl Shared {
     async fn open_whole(
         &self,
         read: &Read,
-        params: &[Value],
-        width: usize,
-        max_bytes: u32,
+        reading: Reading<'_>,
         call: &Scope,
     ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
-        let (rows, cursor) = self.open(read, params, width, max_bytes, call).await?;
+        let Reading { width, max_bytes, .. } = reading;
+        let (rows, cursor) = self.open(read, reading, call).await?;
         let mut cursor = match cursor {
             Some(Cursor::Scratch { .. }) | None => return Ok((rows, cursor)),
             Some(cursor) => cursor,

@@ -40,7 +40,7 @@ impl Affinity {
     }
 
     /// A declared type of this affinity.
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Blob => "BLOB",
             Self::Text => "TEXT",

@@ -21,6 +21,6 @@ mod vschema;
 pub use actor::Router;
 pub use affinity::{Affinity, Collation};
 pub use vschema::{
-    AutoIncrement, KeyValue, RangeEntry, RouterSettings, SequenceEntry, ShardEntry, ShardMetadata, TableEntry, VSchema,
-    VindexChoice, VindexEntry, json_schema, with_shards,
+    AutoIncrement, ColumnVindex, KeyValue, RangeEntry, RouterSettings, SequenceEntry, ShardEntry, ShardMetadata,
+    TableEntry, VSchema, VindexChoice, VindexEntry, json_schema, with_shards,
 };

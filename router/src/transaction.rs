@@ -23,6 +23,8 @@ pub(crate) struct Transaction {
     failure: RefCell<Option<Error>>,
     /// Whether its outcome is out of this transaction's hands.
     decided: Cell<bool>,
+    /// Whether it is to fail soon where another transaction holds a lock.
+    hurries: Cell<bool>,
     live: Live,
 }
 
@@ -60,6 +62,7 @@ impl Transaction {
             last_savepoint: Cell::new(0),
             failure: RefCell::default(),
             decided: Cell::new(false),
+            hurries: Cell::new(false),
             live: Rc::clone(live),
         })
     }
@@ -163,6 +166,16 @@ impl Transaction {
     /// The transaction cannot commit any more.
     pub(crate) fn fail(&self, error: &Error) {
         self.failure.borrow_mut().get_or_insert_with(|| error.clone());
+    }
+
+    /// Whether it is to fail soon where another transaction holds a lock, since it is run again then.
+    pub(crate) fn hurry(&self, hurries: bool) {
+        self.hurries.set(hurries);
+    }
+
+    /// What [`hurry`](Self::hurry) has said.
+    pub(crate) fn hurries(&self) -> bool {
+        self.hurries.get()
     }
 
     /// It may take effect from now on: it must not be rolled back.

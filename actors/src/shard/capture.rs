@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use dosql_proto::{Error, ErrorCode, Operation, SchemaChange, Sequence, WalRecord};
+use dosql_proto::{Error, ErrorCode, ImagesOf, Operation, Row, RowImage, SchemaChange, Sequence, WalRecord, WalTable};
 use prost::Message;
 use rusqlite::Connection;
 use rusqlite::hooks::{Action, PreUpdateCase};
@@ -12,6 +12,7 @@ use rusqlite::types::ValueRef;
 
 use super::encoding::{Change, put_change, put_value};
 use super::guard::Guard;
+use super::log::corrupt;
 use super::schema::TableShape;
 use crate::sql_hooks::ThreadBound;
 use crate::sql_value::sql_error;
@@ -86,6 +87,40 @@ impl CapturedLog {
         self.count = mark.count;
         self.sequences.clone_from(&mark.sequences);
         true
+    }
+
+    /// The rows of some tables that were changed after a mark.
+    ///
+    /// # Errors
+    /// `UNKNOWN_COLUMN` where a table does not store a column.
+    pub(super) fn images_since(&self, mark: &Mark, of: &[ImagesOf]) -> Result<Vec<RowImage>, Error> {
+        let record = WalRecord::decode(self.changes.get(mark.bytes..).unwrap_or_default()).map_err(corrupt)?;
+        // Of each table of the log: what was asked of it, and the places of the columns.
+        let mut wanted: Vec<Vec<(u32, Vec<usize>)>> = Vec::with_capacity(self.tables.len());
+        for shape in &self.tables {
+            let mut asked = Vec::new();
+            for (index, of) in (0_u32..).zip(of) {
+                if of.table.eq_ignore_ascii_case(&shape.table.name) {
+                    asked.push((index, places(&shape.table, &of.columns)?));
+                }
+            }
+            wanted.push(asked);
+        }
+        let mut images = Vec::new();
+        for change in record.changes {
+            for (index, places) in wanted.get(change.table as usize).into_iter().flatten() {
+                let project = |row: &Row| Row {
+                    values: places.iter().map(|at| row.values.get(*at).cloned().unwrap_or_default()).collect(),
+                };
+                images.push(RowImage {
+                    of: *index,
+                    rowid: change.rowid,
+                    before: change.before.as_ref().map(project),
+                    after: change.after.as_ref().map(project),
+                });
+            }
+        }
+        Ok(images)
     }
 
     /// Whether nothing was changed.
@@ -306,6 +341,15 @@ impl Capture {
             self.log.changes = Vec::new();
         }
     }
+}
+
+/// The places of columns among those that a table stores.
+fn places(table: &WalTable, columns: &[String]) -> Result<Vec<usize>, Error> {
+    let place = |name: &String| {
+        let found = table.columns.iter().position(|column| column.name.eq_ignore_ascii_case(name));
+        found.ok_or_else(|| Error::new(ErrorCode::UnknownColumn, format!("no such column: {}.{name}", table.name)))
+    };
+    columns.iter().map(place).collect()
 }
 
 /// Encodes the row whose columns `value` gives.

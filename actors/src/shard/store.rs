@@ -148,6 +148,9 @@ impl Store {
         if request.statements.is_empty() {
             return Err(Error::invalid("the request holds no statement").into());
         }
+        if !request.images_of.is_empty() {
+            return Err(Error::invalid("row images are told of the statements of a transaction alone").into());
+        }
         check_texts(&request.statements)?;
         let alone = request.statements.iter().any(|statement| may_roll_back(&statement.sql));
         self.unit(&request.request_id, alone, |store, open| store.statements(&request.statements, open))

@@ -7,6 +7,7 @@ use dosql_actors::runtime::AutoShard;
 use dosql_actors::sql_value::sql_error;
 use dosql_proto::{Error, ErrorCode};
 
+use super::lookup::Definition;
 use super::table::{self, Placement, Shape, Table};
 use super::versions::Version;
 use super::{Catalog, Ddl, Prepared};
@@ -34,6 +35,10 @@ pub(crate) struct Change {
     pub(crate) emptied: Vec<String>,
     /// The VSchema afterwards, where it changes.
     pub(crate) vschema: Option<Version>,
+    /// What the mirror runs beside the statement: lookup tables come and go with their owners and vindexes.
+    pub(crate) also: Vec<String>,
+    /// Lookup tables that it makes for rows there are, or may be by then: they are filled afterwards.
+    pub(crate) filling: Vec<String>,
 }
 
 /// A shard's part of a schema change.
@@ -61,7 +66,7 @@ impl Place {
 
     /// The table there.
     pub(super) fn table(self, shape: Shape) -> Table {
-        Table { shape, placement: self.placement, vindex: self.vindex }
+        Table { shape, placement: self.placement, vindex: self.vindex, lookups: Vec::new() }
     }
 }
 
@@ -153,22 +158,36 @@ impl Catalog {
 
     /// Looks at the mirror as the statement left it.
     fn judge(&mut self, sql: &str, ddl: &Ddl, sources: &[String], auto_shard: AutoShard) -> Result<Outcome, Error> {
-        let after = table::shapes(&self.mirror.connection).map_err(sql_error)?;
+        let mut after = table::shapes(&self.mirror.connection).map_err(sql_error)?;
         if let Some(shape) = after.values().find(|shape| reserved(&shape.name)) {
             return Err(Error::invalid(format!(
                 "the name {} is reserved: names of tables may not start with _dosql_",
                 shape.name
             )));
         }
-        let created: Vec<&String> = after.keys().filter(|name| !self.tables.contains_key(*name)).collect();
-        let dropped: Vec<&String> = self.tables.keys().filter(|name| !after.contains_key(*name)).collect();
+        let created: Vec<String> = after.keys().filter(|name| !self.tables.contains_key(*name)).cloned().collect();
+        let dropped: Vec<String> = self.tables.keys().filter(|name| !after.contains_key(*name)).cloned().collect();
+        let (made, also) = self.companions(ddl, &after, &created, &dropped)?;
+        for statement in &also {
+            self.mirror.connection.execute_batch(statement).map_err(sql_error)?;
+        }
+        if !also.is_empty() {
+            after = table::shapes(&self.mirror.connection).map_err(sql_error)?;
+        }
         let mut places = BTreeMap::new();
         let mut auto = None;
+        for lookup in &made {
+            let place = self.lookup_place(lookup, &self.version.vschema)?;
+            places.insert(lookup.table.to_ascii_lowercase(), place);
+        }
         for (name, shape) in &after {
+            if places.contains_key(name) {
+                continue;
+            }
             let old = match (self.tables.get(name), ddl, dropped.first()) {
                 (Some(table), ..) => Some(table),
                 // ALTER TABLE ... RENAME TO: one name went, another came.
-                (None, Ddl::OfTable(_), Some(old)) => self.tables.get(*old),
+                (None, Ddl::OfTable(_), Some(old)) => self.tables.get(old),
                 _ => None,
             };
             let place = match old {
@@ -182,7 +201,8 @@ impl Catalog {
             places.insert(name.clone(), place);
         }
         for (name, shape) in &after {
-            if let Err(error) = self.check_table(name, shape, &after, &places) {
+            let covered = Self::covered(&self.version.vschema, shape, &self.filling)?;
+            if let Err(error) = self.check_table(shape, &covered, &after, &places) {
                 let collected = self.collectable(name, shape, &after, &places);
                 return if collected.is_empty() { Err(error) } else { Ok(Outcome::Collect(collected)) };
             }
@@ -194,24 +214,24 @@ impl Catalog {
         let shards = match ddl {
             Ddl::CreateTable => {
                 let Some(name) = created.first() else { return Err(Error::internal("CREATE TABLE made no table")) };
-                let shards = self.shards_of(&places[*name].placement);
+                let shards = self.shards_of(&places[name].placement);
                 if !self.has_sources(sources, &shards) {
-                    let shape = after[*name].clone();
+                    let shape = after[name].clone();
                     let Some(select) = crate::sql_text::as_select(sql) else {
                         return Err(Error::internal("CREATE TABLE reads tables without AS SELECT"));
                     };
-                    fill = Some(Fill { select: select.to_owned(), table: places[*name].clone().table(shape) });
+                    fill = Some(Fill { select: select.to_owned(), table: places[name].clone().table(shape) });
                     text = self
                         .mirror
                         .connection
                         .query_row(
                             "SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1",
-                            [&after[*name].name],
+                            [&after[name].name],
                             |row| row.get(0),
                         )
                         .map_err(sql_error)?;
                 }
-                undo = Some(format!("DROP TABLE IF EXISTS {}", quote(&after[*name].name)));
+                undo = Some(format!("DROP TABLE IF EXISTS {}", quote(&after[name].name)));
                 shards
             }
             Ddl::OfTable(name) => {
@@ -257,11 +277,16 @@ impl Catalog {
             }
             Ddl::Refused(construct) => return Err(unsupported(format!("{construct} is not supported"))),
         };
-        let undo: Vec<String> = undo.into_iter().collect();
-        let part = |shard| Part { shard, statements: vec![text.clone()], undo: undo.clone() };
+        let undo: Vec<String> = undo.into_iter().chain(made.iter().map(Definition::drop)).collect();
+        let statements: Vec<String> = std::iter::once(text).chain(also.iter().cloned()).collect();
+        let part = |shard| Part { shard, statements: statements.clone(), undo: undo.clone() };
         let phases = vec![shards.into_iter().map(part).collect()];
-        let (emptied, collected) = (Vec::new(), Vec::new());
-        Ok(Outcome::Change(Box::new(Change { phases, places, auto, fill, collected, emptied, vschema: None })))
+        let filling = match crate::sql_text::as_select(sql) {
+            Some(_) => made.into_iter().map(|lookup| lookup.table).collect(),
+            None => Vec::new(),
+        };
+        let (emptied, collected, vschema) = (Vec::new(), Vec::new(), None);
+        Ok(Outcome::Change(Box::new(Change { phases, places, auto, fill, collected, emptied, vschema, also, filling })))
     }
 
     /// The change that moves all rows of some tables to the default shard.
@@ -285,6 +310,51 @@ impl Catalog {
             collected: names,
             emptied: Vec::new(),
             vschema: None,
+            also: Vec::new(),
+            filling: Vec::new(),
+        }
+    }
+
+    /// The lookup tables that a statement makes with its table, and the statements for those that it makes or drops.
+    fn companions(
+        &self,
+        ddl: &Ddl,
+        after: &BTreeMap<String, Shape>,
+        created: &[String],
+        dropped: &[String],
+    ) -> Result<(Vec<Definition>, Vec<String>), Error> {
+        match ddl {
+            Ddl::CreateTable => {
+                let made: Vec<Definition> = match created.first().and_then(|name| after.get(name)) {
+                    Some(shape) => Self::definitions(&self.version.vschema, shape)?,
+                    None => Vec::new(),
+                };
+                made.iter().try_for_each(|lookup| self.check_new(lookup))?;
+                let also = made.iter().flat_map(Definition::create).collect();
+                Ok((made, also))
+            }
+            Ddl::OfTable(name) | Ddl::CreateTrigger(_, name) => {
+                self.check_own(name)?;
+                let Some(table) = self.table(name).filter(|table| !table.lookups.is_empty()) else {
+                    return Ok(Default::default());
+                };
+                let kept: Vec<Definition> = table.lookups.iter().map(|lookup| lookup.definition.clone()).collect();
+                let gone = dropped.iter().any(|dropped| dropped.eq_ignore_ascii_case(name));
+                if gone && created.is_empty() {
+                    return Ok((Vec::new(), kept.iter().map(Definition::drop).collect()));
+                }
+                let now = after.get(&name.to_ascii_lowercase());
+                let same = now
+                    .is_some_and(|shape| Self::definitions(&self.version.vschema, shape).is_ok_and(|now| now == kept));
+                match same {
+                    true => Ok(Default::default()),
+                    false => Err(unsupported(format!(
+                        "this change of table {name} is not supported: its lookup vindex {} needs it as it is; drop that first",
+                        kept[0].name
+                    ))),
+                }
+            }
+            _ => Ok(Default::default()),
         }
     }
 
@@ -438,7 +508,7 @@ impl Catalog {
         match column {
             Some(column)
                 if !column.generated
-                    && shape.column(&column.name).is_some_and(|index| shape.unenforceable(index).is_none())
+                    && shape.column(&column.name).is_some_and(|index| shape.unenforceable(index, &[]).is_none())
                     && shape.foreign_keys.is_empty() =>
             {
                 Ok((self.sharded_by(shape, &column.name, &VindexEntry::default())?, true))
@@ -450,20 +520,20 @@ impl Catalog {
     /// Refuses constraints that no shard alone can enforce, and defaults that would differ between copies.
     pub(super) fn check_table(
         &self,
-        name: &str,
         shape: &Shape,
+        covered: &[usize],
         shapes: &BTreeMap<String, Shape>,
         places: &BTreeMap<String, Place>,
     ) -> Result<(), Error> {
         if self.shards.len() == 1 {
             return Ok(());
         }
-        let Place { placement, vindex } = &places[name];
+        let Place { placement, vindex } = &places[&shape.name.to_ascii_lowercase()];
         match placement {
             Placement::Sharded(index) => {
-                if let Some(constraint) = shape.unenforceable(*index) {
+                if let Some(constraint) = shape.unenforceable(*index, covered) {
                     return Err(unsupported(format!(
-                        "{constraint} of table {} cannot be enforced across shards: it does not include the sharding column {}",
+                        "{constraint} of table {} cannot be enforced across shards: it includes neither the sharding column {} nor a column with a lookup_unique vindex",
                         shape.name, shape.columns[*index].name
                     )));
                 }

@@ -4,6 +4,7 @@
 mod automatic;
 mod change;
 mod decisions;
+mod lookup;
 mod mirror;
 mod reconcile;
 mod sequences;
@@ -22,6 +23,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 pub(crate) use change::{COLLECT, Change, Fill, Outcome, Part, unsupported};
 pub(crate) use decisions::Decision;
+pub(crate) use lookup::{Definition, Entry, Filled, Lookup, OWNER_ROW};
 pub(crate) use mirror::{Ddl, Mirror, Prepared};
 pub(crate) use table::{Placement, Shape, Table};
 pub(crate) use topology::Placed;
@@ -72,6 +74,8 @@ pub(crate) struct Catalog {
     pub(crate) version: Version,
     /// The columns that sequences fill, by table.
     increments: BTreeMap<String, AutoIncrement>,
+    /// Lookup tables that do not have all entries, by name in lower case.
+    filling: BTreeSet<String>,
     blocks: sequences::Blocks,
     /// The VSchema that a changed document asks for.
     pub(crate) wanted: Option<VSchema>,
@@ -90,10 +94,11 @@ impl Catalog {
     pub(crate) fn open(context: &Context, converter: Rc<Converter>) -> Result<Self, Error> {
         let settings = context.settings();
         let storage = context.open_storage()?;
-        for tables in [TABLES, versions::TABLE, sequences::TABLES, automatic::TABLE, decisions::TABLE] {
+        for tables in [TABLES, versions::TABLE, sequences::TABLES, automatic::TABLE, decisions::TABLE, lookup::TABLE] {
             storage.execute_batch(tables).map_err(sql_error)?;
         }
         let automatic = automatic::read(&storage).map_err(sql_error)?;
+        let filling = lookup::filling(&storage).map_err(sql_error)?;
         let version = versions::current(&storage)?;
         let wanted = versions::under_document(&version, &settings.vschema)?;
         let vschema = wanted.as_ref().unwrap_or(&version.vschema);
@@ -125,6 +130,7 @@ impl Catalog {
             shards,
             shard_list,
             increments: sequences::increments(&version.vschema),
+            filling,
             blocks: sequences::Blocks::default(),
             version,
             wanted,
@@ -177,6 +183,7 @@ impl Catalog {
             let place = self.stored_place(&shape, stored)?;
             tables.insert(key, place.table(shape));
         }
+        Self::attach(&self.version.vschema, &mut tables, &self.filling)?;
         Ok(tables)
     }
 
@@ -363,6 +370,13 @@ impl Catalog {
         matches!(error.code(), ErrorCode::LockTimeout | ErrorCode::TransactionAborted)
     }
 
+    /// Notes that what a request has changed was taken back, and why.
+    pub(crate) fn fail_request(&self, request_id: &str, error: &Error) -> Result<(), Error> {
+        let sql = "UPDATE _dosql_ddl SET status = 'failed', error = ?2 WHERE request_id = ?1 AND status = 'applied'";
+        self.storage.execute(sql, (request_id, error.encode_to_vec())).map_err(sql_error)?;
+        Ok(())
+    }
+
     /// Notes that a shard refused a schema change: from now on it is taken back from the others, whatever happens meanwhile.
     pub(crate) fn begin_undo(&self, version: i64, error: &Error) -> Result<(), Error> {
         self.set_status(version, "undoing", error)
@@ -400,6 +414,7 @@ impl Catalog {
         };
         self.mirror.connection.execute_batch(end).map_err(sql_error)?;
         self.tables = taken?;
+        self.filling = self.filling_after(change);
         self.automatic = self.automatic_after(change);
         self.own_triggers = self.read_own_triggers()?;
         if let Some(version) = &change.vschema {
@@ -420,6 +435,13 @@ impl Catalog {
         automatic
     }
 
+    fn filling_after(&self, change: &Change) -> BTreeSet<String> {
+        let mut filling = self.filling.clone();
+        filling.extend(change.filling.iter().map(|name| name.to_ascii_lowercase()));
+        filling.retain(|name| change.places.contains_key(name));
+        filling
+    }
+
     fn take_over(
         &self,
         version: i64,
@@ -430,6 +452,9 @@ impl Catalog {
         if let Some(sql) = sql.filter(|_| change.collected.is_empty()) {
             self.mirror.connection.execute_batch(sql).map_err(sql_error)?;
         }
+        for sql in &change.also {
+            self.mirror.connection.execute_batch(sql).map_err(sql_error)?;
+        }
         let mut tables = BTreeMap::new();
         for (name, shape) in table::shapes(&self.mirror.connection).map_err(sql_error)? {
             let place = change
@@ -438,6 +463,8 @@ impl Catalog {
                 .ok_or_else(|| Error::internal(format!("the schema change says nothing of table {name}")))?;
             tables.insert(name, place.clone().table(shape));
         }
+        let now = change.vschema.as_ref().map_or(&self.version.vschema, |version| &version.vschema);
+        Self::attach(now, &mut tables, &self.filling_after(change))?;
         let vschema = match &change.vschema {
             Some(version) => Some((version, versions::write(&version.vschema)?)),
             None => None,
@@ -467,6 +494,7 @@ impl Catalog {
             transaction.prepare_cached("INSERT INTO _dosql_objects (sql) VALUES (?1)")?.execute([sql])?;
         }
         automatic::save(&transaction, &self.automatic_after(change))?;
+        lookup::save(&transaction, &self.filling, &self.filling_after(change))?;
         for (name, table) in tables {
             let (kind, shard, column) = match table.placement {
                 Placement::Unsharded(shard) => ("unsharded", self.shards[shard].as_str(), ""),

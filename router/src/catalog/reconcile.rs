@@ -36,7 +36,7 @@ impl Catalog {
         let mut moving = Vec::new();
         for (name, table) in &self.tables {
             let old = Place { placement: table.placement.clone(), vindex: table.vindex.clone() };
-            let changed = entry_of(before, name) != entry_of(&after, name);
+            let changed = entry_of(before, name) != entry_of(&after, name) && self.lookup_of(name).is_none();
             let new = match after.table(name) {
                 Some(entry) if changed => self.place_by(&table.shape, entry, &after)?,
                 _ => old.clone(),
@@ -53,10 +53,33 @@ impl Catalog {
             }
             places.insert(name.clone(), new);
         }
-        for (name, shape) in &shapes {
-            self.check_table(name, shape, &shapes, &places)?;
-        }
         let (mut made, mut gone) = (Vec::new(), Vec::new());
+        let (mut also, mut filling) = (Vec::new(), Vec::new());
+        for (name, table) in &self.tables {
+            let now = Self::definitions(&after, &table.shape)?;
+            for lookup in &table.lookups {
+                if !now.contains(&lookup.definition) {
+                    places.remove(&lookup.definition.table.to_ascii_lowercase());
+                    let drop = lookup.definition.drop();
+                    gone.extend(self.everywhere(std::slice::from_ref(&drop), &[]));
+                    also.push(drop);
+                }
+            }
+            for lookup in now.iter().filter(|lookup| !table.lookups.iter().any(|known| known.definition == **lookup)) {
+                self.check_new(lookup)?;
+                places.insert(lookup.table.to_ascii_lowercase(), self.lookup_place(lookup, &after)?);
+                made.extend(self.everywhere(&lookup.create(), &[lookup.drop()]));
+                also.extend(lookup.create());
+                if !moving.contains(name) {
+                    filling.push(lookup.table.clone());
+                }
+            }
+        }
+        let unfilled =
+            filling.iter().map(|name| name.to_ascii_lowercase()).chain(self.filling.iter().cloned()).collect();
+        for shape in shapes.values().filter(|shape| places.contains_key(&shape.name.to_ascii_lowercase())) {
+            self.check_table(shape, &Self::covered(&after, shape, &unfilled)?, &shapes, &places)?;
+        }
         for name in &moving {
             self.check_movable(name)?;
             let (before, after) =
@@ -79,7 +102,15 @@ impl Catalog {
             collected: Vec::new(),
             emptied: moving,
             vschema: Some(versions::Version { version: self.version.version + 1, document, vschema: after }),
+            also,
+            filling,
         })))
+    }
+
+    /// The same part for every shard.
+    fn everywhere(&self, statements: &[String], undo: &[String]) -> Vec<Part> {
+        let part = |shard| Part { shard, statements: statements.to_vec(), undo: undo.to_vec() };
+        (0..self.shards.len()).map(part).collect()
     }
 
     /// The shards that have a table of this placement.

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use rusqlite::Connection;
 
+use super::lookup::Lookup;
 use crate::affinity::{Affinity, Collation};
 use crate::sql_text::quote;
 use crate::vindex::{KeyColumn, Vindex};
@@ -44,7 +45,8 @@ pub(crate) struct Shape {
     pub(crate) rowid_alias: Option<usize>,
     /// Whether rows are kept by their primary key alone (WITHOUT ROWID).
     pub(crate) without_rowid: bool,
-    /// The columns of each UNIQUE and PRIMARY KEY constraint or index; `None` stands for an expression.
+    /// The columns of each UNIQUE and PRIMARY KEY constraint or index; `None` stands for an expression, and for a column whose
+    /// values count as equal there though they differ by the column's own collation.
     pub(crate) unique: Vec<Vec<Option<usize>>>,
     /// Tables its foreign keys refer to, with the (child, parent) columns; a parent without name means its primary key.
     pub(crate) foreign_keys: Vec<ForeignKey>,
@@ -65,6 +67,8 @@ pub(crate) struct Table {
     pub(crate) placement: Placement,
     /// How the sharding column's values map to shards; sharded tables alone have one.
     pub(crate) vindex: Option<Rc<Vindex>>,
+    /// Its lookup vindexes.
+    pub(crate) lookups: Vec<Rc<Lookup>>,
 }
 
 impl Table {
@@ -107,12 +111,14 @@ impl Shape {
         (0..self.columns.len()).filter(|index| !self.columns[*index].generated).collect()
     }
 
-    /// The first constraint that rows on other shards could break if the table were sharded by `column`.
-    pub(crate) fn unenforceable(&self, column: usize) -> Option<String> {
-        if let Some(alias) = self.rowid_alias.filter(|alias| *alias != column) {
+    /// The first constraint that rows on other shards could break if the table were sharded by `column`. No two rows have
+    /// the same value in one of the columns `covered`.
+    pub(crate) fn unenforceable(&self, column: usize, covered: &[usize]) -> Option<String> {
+        if let Some(alias) = self.rowid_alias.filter(|alias| *alias != column && !covered.contains(alias)) {
             return Some(format!("{} INTEGER PRIMARY KEY", self.columns[alias].name));
         }
-        let broken = self.unique.iter().find(|columns| !columns.contains(&Some(column)))?;
+        let kept = |place: &Option<usize>| place.is_some_and(|index| index == column || covered.contains(&index));
+        let broken = self.unique.iter().find(|columns| !columns.iter().any(kept))?;
         let names: Vec<_> = broken
             .iter()
             .map(|column| column.map_or("(expression)", |index| self.columns[index].name.as_str()))
@@ -162,8 +168,16 @@ fn shape(connection: &Connection, name: String, strict: bool, without_rowid: boo
         .filter(|(_, unique, _)| *unique)
         .map(|(index, ..)| {
             connection
-                .prepare("SELECT cid FROM pragma_index_info(?1) ORDER BY seqno")?
-                .query_map([index], |row| Ok(usize::try_from(row.get::<_, i64>(0)?).ok()))?
+                .prepare("SELECT cid, coll FROM pragma_index_xinfo(?1) WHERE key ORDER BY seqno")?
+                .query_map([index], |row| {
+                    let collation = Collation::of(&row.get::<_, String>(1)?);
+                    let column = usize::try_from(row.get::<_, i64>(0)?).ok();
+                    let own = |column: &usize| {
+                        collation == Collation::Binary
+                            || columns.get(*column).is_some_and(|column| column.collation == collation)
+                    };
+                    Ok(column.filter(own))
+                })?
                 .collect::<Result<_, _>>()
         })
         .collect::<rusqlite::Result<_>>()?;

@@ -39,7 +39,9 @@ impl Shared {
             }
         };
         let version = self.catalog.borrow().begin_change(sql, request_id)?;
-        self.apply(version, Some(sql), &change, call).await
+        let done = self.apply(version, Some(sql), &change, call).await?;
+        self.fill_lookups(request_id, call).await?;
+        Ok(done)
     }
 
     /// Finishes what was interrupted; the answer to a change that was sent before.
@@ -72,7 +74,9 @@ impl Shared {
             self.catch_up(table, column, sequence, call).await?;
             return self.change_closed(Logged { vschema, document: None }, request_id, call).await;
         }
-        self.change_vschema(Logged { vschema, document: None }, request_id, call).await
+        let done = self.change_vschema(Logged { vschema, document: None }, request_id, call).await?;
+        self.fill_lookups(request_id, call).await?;
+        Ok(done)
     }
 
     /// Puts the VSchema of a changed document in force.
@@ -84,7 +88,12 @@ impl Shared {
     }
 
     /// Puts a VSchema in force. Writes wait meanwhile; whatever reads goes on as it was planned.
-    async fn change_vschema(&self, logged: Logged, request_id: &str, call: &Scope) -> Result<ExecuteResponse, Error> {
+    pub(super) async fn change_vschema(
+        &self,
+        logged: Logged,
+        request_id: &str,
+        call: &Scope,
+    ) -> Result<ExecuteResponse, Error> {
         let _closed = self.gate.close().await;
         self.change_closed(logged, request_id, call).await
     }

@@ -65,7 +65,7 @@ impl Shared {
         for input in &gather.inputs {
             scratch.execute_batch(&input.create).map_err(sql_error)?;
             let (sql, used) = sql_text::compact_parameters(&input.sql, params);
-            for shard in self.resolve_in(&input.target, params, call)? {
+            for shard in self.resolve_in(&input.target, params, call).await? {
                 work.push((input, shard, Statement { sql: sql.clone(), params: used.clone() }));
             }
         }

@@ -1,11 +1,17 @@
 //! Bulk loading: rows are split by their key.
 
-use dosql_actors::Call;
-use dosql_proto::{Error, ErrorCode, LoadRequest, LoadResponse, Row, ShardLoad, Value, shard_request::Request};
+use std::rc::Rc;
 
-use super::{Shared, shards, write};
-use crate::catalog::{Placement, unsupported};
+use dosql_actors::Call;
+use dosql_proto::{
+    Error, ErrorCode, ExecuteResponse, LoadRequest, LoadResponse, Row, ShardLoad, Value, shard_request::Request,
+};
+
+use super::staged::inserts;
+use super::{Scope, Shared, shards, write};
+use crate::catalog::{Lookup, Placement, unsupported};
 use crate::plan::{KeySource, column_default, keys};
+use crate::sql_text::quote;
 
 impl Shared {
     /// Loads rows. Each shard's are one transaction, remembered under the request's id, so that a shard that does not answer, or is
@@ -17,6 +23,7 @@ impl Shared {
         let request_id = self.request_id(request_id);
         let (_inside, _) = self.gate.enter().await;
         let loaded = rows.len() as u64;
+        self.catalog.borrow().check_own(&table)?;
         self.fill_rows(&table, &mut columns, &mut rows, (&request_id, chosen))?;
         let rowid = self.hidden_rowid_of(&table);
         let mut next = match &rowid {
@@ -68,12 +75,25 @@ impl Shared {
                         },
                     };
                     let generated = shape.rowid_alias == Some(index) && count > 1;
+                    let alias = shape.rowid_alias.filter(|alias| *alias != index && count > 1);
+                    let alias = alias.map(|alias| {
+                        let name = &shape.columns[alias].name;
+                        (name, columns.iter().position(|column| column.eq_ignore_ascii_case(name)))
+                    });
                     for mut row in rows {
                         let key = place.map_or(&default, |place| &row.values[place]);
                         if generated && key.is_null() {
                             return Err(unsupported(format!(
                                 "generating {}.{} is not supported: the table is sharded by it, so every row must give its value",
                                 keys.table, keys.column
+                            )));
+                        }
+                        if let Some((alias, place)) = &alias
+                            && place.is_none_or(|place| row.values[place].is_null())
+                        {
+                            return Err(unsupported(format!(
+                                "generating {}.{alias} is not supported in a load: every row must give its value",
+                                keys.table
                             )));
                         }
                         let shard = self.shard_for(key, &keys)?;
@@ -95,6 +115,11 @@ impl Shared {
             false => None,
         };
         let parts: Vec<_> = split.into_iter().filter(|(_, rows)| !rows.is_empty()).collect();
+        let kept = self.catalog.borrow().table(&name).map(|table| table.lookups.clone()).unwrap_or_default();
+        if !kept.is_empty() {
+            self.load_keeping(&name, &columns, parts, &kept, (&request_id, &call)).await?;
+            return Ok(LoadResponse { request_id, rows_loaded: loaded });
+        }
         let count = parts.len();
         let outcomes = self
             .on_each(parts, |(shard, rows)| {
@@ -110,6 +135,25 @@ impl Shared {
             outcome.map_err(|error| write::partial(error, applied, count))?;
         }
         Ok(LoadResponse { request_id, rows_loaded: loaded })
+    }
+
+    /// Loads rows whose lookup entries come with them: all in one transaction.
+    async fn load_keeping(
+        &self,
+        table: &str,
+        columns: &[String],
+        rows: Vec<(usize, Vec<Row>)>,
+        kept: &[Rc<Lookup>],
+        (request_id, call): (&str, &Scope),
+    ) -> Result<(), Error> {
+        let columns: Vec<String> = columns.iter().map(|column| quote(column)).collect();
+        let parts: Vec<_> = rows.into_iter().map(|(shard, rows)| (shard, inserts(table, &columns, rows))).collect();
+        let parts = &parts;
+        let load = |scope: Scope| async move {
+            self.write_keeping(parts.clone(), kept, request_id, &scope).await?;
+            Ok(ExecuteResponse::default())
+        };
+        self.transact(request_id, call, load).await.map(drop)
     }
 
     /// A table whose rows get their rowids here, and what the rowid is called: sharded ones that show it in no column.

@@ -59,7 +59,7 @@ impl Shared {
             params.truncate(limit.parameter - 1);
             params.push(Value::from(quota.wanted()));
         }
-        let targets = self.resolve_in(&merge.target, &params, scope)?;
+        let targets = self.resolve_in(&merge.target, &params, scope).await?;
         let (sql, params) = sql_text::compact_parameters(&merge.sql, &params);
         let statement = Statement { sql, params };
         let hidden = merge.order.iter().any(|key| key.column >= width);

@@ -5,10 +5,12 @@ mod chain;
 mod collect;
 mod cursor;
 mod ddl;
+mod fill;
 mod gate;
 mod gather;
 mod join;
 mod load;
+mod lookups;
 mod members;
 mod merge;
 mod promote;
@@ -139,6 +141,7 @@ impl Shared {
         shared.join_shards().await?;
         shared.finish_pending(&call).await?;
         shared.follow_document(&call).await?;
+        shared.go_on_filling();
         Ok(shared)
     }
 
@@ -465,14 +468,6 @@ impl Shared {
         Ok((plan, false))
     }
 
-    /// Like [`resolve`](Self::resolve), but what any shard has is read where the transaction is already.
-    fn resolve_in(&self, target: &Target, params: &[Value], scope: &Scope) -> Result<Vec<usize>, Error> {
-        match scope.transaction().and_then(|transaction| transaction.somewhere()) {
-            Some(shard) if *target == Target::Any => Ok(vec![shard]),
-            _ => self.resolve(target, params),
-        }
-    }
-
     /// The shards a target means, each once.
     fn resolve(&self, target: &Target, params: &[Value]) -> Result<Vec<usize>, Error> {
         let count = self.catalog.borrow().shards.len();
@@ -486,6 +481,10 @@ impl Shared {
                 vec![next % count]
             }
             Target::Shards(shards) => shards.to_vec(),
+            Target::Lookup(keys) => {
+                let table = &keys.lookup.definition.table;
+                return Err(Error::internal(format!("{table} is to be read to know the shards")));
+            }
             Target::Keys(keys) => {
                 let mut shards = Vec::new();
                 for key in &keys.values {

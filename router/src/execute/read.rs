@@ -33,7 +33,7 @@ impl Shared {
             Read::Pinned { pins, sql, otherwise } => {
                 let mut shards = Vec::new();
                 for pin in pins {
-                    shards.extend(self.resolve_in(pin, params, call)?);
+                    shards.extend(self.resolve_in(pin, params, call).await?);
                 }
                 shards.sort_unstable();
                 shards.dedup();
@@ -45,7 +45,7 @@ impl Shared {
                     _ => (shards, sql),
                 }
             }
-            Read::Concatenate { target, sql } => (self.resolve_in(target, params, call)?, sql),
+            Read::Concatenate { target, sql } => (self.resolve_in(target, params, call).await?, sql),
             Read::Merge(merge) => return self.merge(merge, reading, call).await,
             Read::Gather(gather) => return self.gather(gather, reading, call).await,
         };
@@ -73,7 +73,7 @@ impl Shared {
             Read::Pinned { pins, sql, otherwise } => {
                 let mut shards = Vec::new();
                 for pin in pins {
-                    shards.extend(self.resolve(pin, params)?);
+                    shards.extend(self.resolve_in(pin, params, call).await?);
                 }
                 shards.sort_unstable();
                 shards.dedup();
@@ -82,7 +82,7 @@ impl Shared {
                 }
                 (otherwise.is_none() || shards.len() == 1).then_some((shards, sql))
             }
-            Read::Concatenate { target, sql } => Some((self.resolve(target, params)?, sql)),
+            Read::Concatenate { target, sql } => Some((self.resolve_in(target, params, call).await?, sql)),
             Read::Merge(_) | Read::Gather(_) => None,
         };
         // The SELECT's text has the parameters' numbers in the whole statement.

@@ -48,6 +48,12 @@ impl Scope {
         Self { profile: Some(Rc::default()), options: Rc::new(options), given: Rc::default(), ..self.clone() }
     }
 
+    /// The same scope for what a statement reads on its way, which the limits of its result do not concern.
+    pub(super) fn unlimited(&self) -> Self {
+        let options = QueryOptions { max_rows: 0, max_bytes: 0, ..(*self.options).clone() };
+        Self { options: Rc::new(options), ..self.clone() }
+    }
+
     /// Notes how far a shard had come when it was read.
     pub(super) fn saw(&self, shard: usize, lsn: u64) {
         if lsn == 0 {

@@ -76,7 +76,7 @@ impl Shared {
         request_id: String,
         call: &Scope,
     ) -> Result<ShardExecuted, Error> {
-        let execute = ShardExecute { statements, request_id, transaction: None };
+        let execute = ShardExecute { statements, request_id, ..ShardExecute::default() };
         executed(self.ask(shard, Request::Execute(execute), call).await?)
     }
 

@@ -111,7 +111,16 @@ impl Shared {
         if let Some(TableEntry::Sharded { column, vindex, .. }) = vschema.table(name) {
             let Some(entry) = vschema.vindex(vindex) else { return Ok(Vec::new()) };
             let named = choice(vindex);
-            return Ok(vec![row([column.as_str().into(), named.into(), entry.kind().into(), params(entry)?])]);
+            let mut rows = vec![row([column.as_str().into(), named.into(), entry.kind().into(), params(entry)?])];
+            for (lookup, _) in vschema.lookups(name) {
+                let Some(entry) = vschema.vindex(&lookup.vindex) else { continue };
+                let named = match &lookup.vindex {
+                    VindexChoice::Named(name) => name.as_str(),
+                    VindexChoice::Own(_) => entry.lookup().map_or(entry.kind(), |lookup| lookup.table),
+                };
+                rows.push(row([lookup.column.as_str().into(), named.into(), entry.kind().into(), params(entry)?]));
+            }
+            return Ok(rows);
         }
         match catalog.table(name) {
             Some(table) => match (&table.vindex, &table.placement) {

@@ -14,7 +14,7 @@ use rusqlite::hooks::{Action, PreUpdateCase};
 use super::scope::encoded;
 use super::shard_rows::Asked;
 use super::{Scope, Shared};
-use crate::plan::{Home, Staged, StagedTable};
+use crate::plan::{Home, Plan, Staged, StagedTable};
 use crate::sql_text::{self, quote};
 
 /// The most rows that the working out needs, in bytes of encoded rows.
@@ -46,7 +46,7 @@ impl Shared {
     pub(super) async fn write_staged(
         &self,
         staged: &Staged,
-        columns: Vec<Column>,
+        plan: &Plan,
         params: &[Value],
         request_id: &str,
         call: &Scope,
@@ -54,7 +54,7 @@ impl Shared {
         let _alone = self.copying.lock().await;
         let (mut scratch, moved) = self.stage(staged, params, call).await?;
         let touched = watch(&mut scratch)?;
-        let result = run(&scratch, staged, columns, params)?;
+        let result = run(&scratch, staged, plan.columns.clone(), params)?;
         let mut changes = read_changes(&scratch, staged, touched)?;
         // Rows whose rowids are taken on another shard were given others here.
         for (table, rows) in &mut changes {
@@ -80,7 +80,7 @@ impl Shared {
         let bookmark = match parts.is_empty() {
             true => String::new(),
             false => {
-                let done = self.atomically(parts, request_id, call).await?;
+                let done = self.write_keeping(parts, &plan.kept, request_id, call).await?;
                 self.bookmark(done.iter().map(|(shard, executed)| (*shard, executed.lsn)))
             }
         };
@@ -106,7 +106,7 @@ impl Shared {
         for input in &staged.inputs {
             scratch.execute_batch(&input.create).map_err(sql_error)?;
             let (sql, used) = sql_text::compact_parameters(&input.sql, params);
-            for shard in self.resolve_in(&input.target, params, call)? {
+            for shard in self.resolve_in(&input.target, params, call).await? {
                 let statement = Statement { sql: sql.clone(), params: used.clone() };
                 let asked =
                     Asked { shard, statement, max_bytes: BATCH_BYTES, max_rows: 0, step: "read", table: &input.table };
@@ -117,7 +117,7 @@ impl Shared {
         for (place, table) in staged.tables.iter().enumerate() {
             scratch.execute_batch(&table.create).map_err(sql_error)?;
             let (sql, used) = sql_text::compact_parameters(&table.select, params);
-            for shard in self.resolve_in(&table.target, params, call)? {
+            for shard in self.resolve_in(&table.target, params, call).await? {
                 let statement = Statement { sql: sql.clone(), params: used.clone() };
                 let asked =
                     Asked { shard, statement, max_bytes: BATCH_BYTES, max_rows: 0, step: "read", table: &table.name };

@@ -1,7 +1,7 @@
 //! Transactions over several shards: two-phase commit, with the log of decisions in this actor's storage.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use std::time::Duration;
 use dosql_actors::Call;
 use dosql_actors::runtime::TransactionMode;
 use dosql_proto::{
-    Ending, Error, ErrorCode, FinishTransaction, PartOutcome, PartOutcomes, RollbackTo, ShardExecute, ShardExecuted,
-    ShardTransaction, Statement, ValidateReads, shard_reply::Reply, shard_request::Request,
+    Ending, Error, ErrorCode, FinishTransaction, ImagesOf, PartOutcome, PartOutcomes, RollbackTo, ShardExecute,
+    ShardExecuted, ShardTransaction, Statement, ValidateReads, shard_reply::Reply, shard_request::Request,
 };
 use futures_channel::oneshot;
 use futures_util::future::{Either, select};
@@ -82,7 +82,7 @@ impl Shared {
         call: &Scope,
     ) -> Result<Vec<(usize, ShardExecuted)>, Error> {
         if let Some(transaction) = call.transaction() {
-            return self.write_all(transaction, parts, call).await;
+            return self.write_all(transaction, parts, &[], call).await;
         }
         if parts.len() < 2 {
             return self.write_parts(parts, request_id, call).await;
@@ -146,9 +146,19 @@ impl Shared {
         }
         let mode = self.context.settings().transaction_mode;
         let mut attempt = 0;
+        let mut wanted = BTreeSet::new();
         loop {
             let transaction = self.begin(request_id, mode, attempt > 1);
-            let error = match run(call.within(Some(Rc::clone(&transaction)))).await {
+            transaction.hurry(attempt == 0);
+            let scope = call.within(Some(Rc::clone(&transaction)));
+            let attempted = async {
+                // In one order, so that those who were in each other's way do not wait for each other again.
+                for shard in &wanted {
+                    self.lock(&transaction, *shard, &scope).await?;
+                }
+                run(scope.clone()).await
+            };
+            let error = match attempted.await {
                 Ok(outcome) => {
                     let logged = Some((request_id, outcome.encode_to_vec()));
                     match self.commit(&transaction, logged, call).await {
@@ -158,6 +168,8 @@ impl Shared {
                 }
                 Err(error) => error,
             };
+            let parts = transaction.parts();
+            wanted.extend(parts.into_iter().filter(|(_, part)| part.writes > 0).map(|(shard, _)| shard));
             self.roll_back(&transaction);
             attempt += 1;
             self.pause_before_retry(error, attempt, call).await?;
@@ -180,13 +192,19 @@ impl Shared {
         &self,
         transaction: &Transaction,
         (shard, statements): Part,
+        images_of: &[ImagesOf],
         prepare: bool,
         patience_ms: u64,
         call: &Scope,
     ) -> Result<ShardExecuted, Error> {
         let mut message = transaction.for_write(shard)?;
         message.prepare = prepare;
-        let execute = ShardExecute { statements, request_id: String::new(), transaction: Some(message) };
+        let execute = ShardExecute {
+            statements,
+            request_id: String::new(),
+            transaction: Some(message),
+            images_of: images_of.to_vec(),
+        };
         let asked = self.ask_patiently(shard, Request::Execute(execute), patience_ms, call).await;
         let done = asked.and_then(shards::executed);
         if let Err(error) = &done
@@ -206,7 +224,7 @@ impl Shared {
         if transaction.has_lock(shard) {
             return Ok(());
         }
-        self.write_within(transaction, (shard, Vec::new()), false, self.lock_timeout_ms(), call).await.map(drop)
+        self.write_within(transaction, (shard, Vec::new()), &[], false, self.lock_timeout_ms(), call).await.map(drop)
     }
 
     /// What a message carries by which a transaction reads on a shard. One that locks before it reads takes the lock first.
@@ -223,18 +241,19 @@ impl Shared {
     }
 
     /// A statement's parts within a transaction that goes on: where one fails, the others are undone.
-    async fn write_all(
+    pub(super) async fn write_all(
         &self,
         transaction: &Transaction,
         parts: Vec<Part>,
+        images_of: &[ImagesOf],
         call: &Scope,
     ) -> Result<Vec<(usize, ShardExecuted)>, Error> {
         let savepoint = (parts.len() > 1).then(|| transaction.set_savepoint(""));
-        let patience = self.lock_timeout_ms();
+        let patience = if transaction.hurries() { FIRST_PATIENCE_MS } else { self.lock_timeout_ms() };
         let outcomes = self
             .on_each(parts, |part| async move {
                 let shard = part.0;
-                self.write_within(transaction, part, false, patience, call).await.map(|done| (shard, done))
+                self.write_within(transaction, part, images_of, false, patience, call).await.map(|done| (shard, done))
             })
             .await;
         let done = all(outcomes);
@@ -276,14 +295,17 @@ impl Shared {
             let mut done = Vec::with_capacity(parts.len());
             for part in parts {
                 let shard = part.0;
-                done.push((shard, self.write_within(transaction, part, true, self.lock_timeout_ms(), call).await?));
+                done.push((
+                    shard,
+                    self.write_within(transaction, part, &[], true, self.lock_timeout_ms(), call).await?,
+                ));
             }
             return Ok(done);
         }
         let outcomes = self
             .on_each(parts, |part| async move {
                 let shard = part.0;
-                self.write_within(transaction, part, true, FIRST_PATIENCE_MS, call).await.map(|done| (shard, done))
+                self.write_within(transaction, part, &[], true, FIRST_PATIENCE_MS, call).await.map(|done| (shard, done))
             })
             .await;
         all(outcomes)
@@ -321,7 +343,7 @@ impl Shared {
             return self.commit_one_by_one(transaction, written, call).await;
         }
         let preparing = self.on_each(written, |(shard, _)| async move {
-            self.write_within(transaction, (shard, Vec::new()), true, self.lock_timeout_ms(), call).await
+            self.write_within(transaction, (shard, Vec::new()), &[], true, self.lock_timeout_ms(), call).await
         });
         // All locks are held: what was read and still holds now is what the transaction saw.
         let (prepared, valid) =

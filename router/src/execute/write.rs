@@ -52,25 +52,16 @@ impl Shared {
         let _inside = inside;
         let reads = match &plan.step {
             Step::Insert(insert) => matches!(insert.source, InsertSource::Select { .. }),
-            Step::Staged(_) => true,
+            Step::Staged(_) | Step::Write { target: Target::Lookup(_), .. } => true,
             _ => false,
         };
-        if reads {
-            // What it reads and what it writes are one transaction.
-            let (mut response, lsns) = self
-                .transact(&request_id, call, |scope| {
-                    let (statement, request_id) = (statement.clone(), request_id.clone());
-                    async move { self.write_parts_of(plan, statement, &request_id, &scope).await }
-                })
-                .await?;
-            if !lsns.is_empty() {
-                response.bookmark = self.bookmark(lsns);
-            }
-            return Ok(response);
-        }
         let mut attempt = 1;
         loop {
-            let done = self.write_parts_of(plan, statement.clone(), &request_id, call).await;
+            let done = match reads || !plan.kept.is_empty() {
+                // What it reads and what it writes are one transaction.
+                true => self.write_reading(plan, statement.clone(), &request_id, call).await,
+                false => self.write_parts_of(plan, statement.clone(), &request_id, call).await,
+            };
             match (&done, &plan.step) {
                 (Err(error), Step::Insert(insert))
                     if attempt < MAX_ROWID_ATTEMPTS
@@ -83,6 +74,26 @@ impl Shared {
         }
     }
 
+    /// Runs a statement as a transaction of its own, or as a part of the one it belongs to.
+    async fn write_reading(
+        &self,
+        plan: &Plan,
+        statement: Statement,
+        request_id: &str,
+        call: &Scope,
+    ) -> Result<ExecuteResponse, Error> {
+        let (mut response, lsns) = self
+            .transact(request_id, call, |scope| {
+                let statement = statement.clone();
+                async move { self.write_parts_of(plan, statement, request_id, &scope).await }
+            })
+            .await?;
+        if !lsns.is_empty() {
+            response.bookmark = self.bookmark(lsns);
+        }
+        Ok(response)
+    }
+
     async fn write_parts_of(
         &self,
         plan: &Plan,
@@ -93,7 +104,7 @@ impl Shared {
         let params = statement.params;
         let (parts, reference) = match &plan.step {
             Step::Write { target, sql, reference } => {
-                let shards = self.resolve(target, &params)?;
+                let shards = self.resolve_in(target, &params, call).await?;
                 let parts = shards
                     .into_iter()
                     .map(|shard| (shard, vec![Statement { sql: sql.clone(), params: params.clone() }]))
@@ -107,14 +118,14 @@ impl Shared {
                     let params = &params;
                     let (response, _) = self
                         .transact(request_id, call, |scope| async move {
-                            self.write_staged(staged, plan.columns.clone(), params, request_id, &scope).await
+                            self.write_staged(staged, plan, params, request_id, &scope).await
                         })
                         .await?;
                     return Ok(response);
                 }
             },
             Step::Staged(staged) => {
-                return self.write_staged(staged, plan.columns.clone(), &params, request_id, call).await;
+                return self.write_staged(staged, plan, &params, request_id, call).await;
             }
             _ => return Err(Error::internal("the plan does not write")),
         };
@@ -125,7 +136,7 @@ impl Shared {
         let upkeep = matches!(&plan.step, Step::Write { sql, .. } if maintains(sql));
         let done = match upkeep && call.transaction().is_none() {
             true => self.write_parts(parts, request_id, call).await?,
-            false => self.atomically(parts, request_id, call).await?,
+            false => self.write_keeping(parts, &plan.kept, request_id, call).await?,
         };
         let bookmark = self.bookmark(done.iter().map(|(shard, executed)| (*shard, executed.lsn)));
         let mut result = StatementResult { columns: plan.columns.clone(), ..StatementResult::default() };
@@ -230,6 +241,11 @@ impl Shared {
         call: &Scope,
     ) -> Result<Option<Vec<(usize, Vec<Statement>)>>, Error> {
         let keys = insert.keys.as_ref().ok_or_else(|| Error::internal("VALUES without keys"))?;
+        for given in &insert.given_rowids {
+            if self.key_value(given, &params)?.is_null() {
+                return Ok(None);
+            }
+        }
         let mut split: Vec<Vec<usize>> = vec![Vec::new(); count];
         // Keys that were evaluated here, so that the shard does not evaluate them to something else.
         let mut evaluated = Vec::new();
@@ -414,22 +430,28 @@ impl Shared {
         statement: &Statement,
         call: &Scope,
     ) -> Result<Option<Vec<usize>>, Error> {
+        if !plan.kept.is_empty() {
+            return Ok(None);
+        }
+        let params = &statement.params;
         Ok(match &plan.step {
             Step::Read(Read::Pinned { pins, .. }) => {
                 let mut shards = Vec::new();
                 for pin in pins.iter().filter(|pin| **pin != Target::Any) {
-                    shards.extend(self.resolve(pin, &statement.params)?);
+                    shards.extend(self.resolve_in(pin, params, call).await?);
                 }
                 shards.sort_unstable();
                 shards.dedup();
                 Some(shards)
             }
+            // What is looked up must hold still when it is written.
+            Step::Write { target: Target::Lookup(_), .. } => None,
             Step::Read(Read::Concatenate { target, .. }) | Step::Write { target, .. } => {
-                Some(self.resolve(target, &statement.params)?)
+                Some(self.resolve_in(target, params, call).await?)
             }
-            Step::Read(Read::Merge(merge)) => Some(self.resolve(&merge.target, &statement.params)?),
+            Step::Read(Read::Merge(merge)) => Some(self.resolve_in(&merge.target, params, call).await?),
             Step::Read(Read::Gather(gather)) => match gather.inputs.as_slice() {
-                [input] => Some(self.resolve(&input.target, &statement.params)?),
+                [input] => Some(self.resolve_in(&input.target, params, call).await?),
                 _ => None,
             },
             // Its rows need rowids that are given here.

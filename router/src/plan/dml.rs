@@ -7,6 +7,7 @@ use sqlparser::ast::{self, Expr, FromTable, Query, SetExpr, Statement as Ast, Ta
 use sqlparser::dialect::SQLiteDialect;
 use sqlparser::parser::Parser;
 
+use super::lookups::declares_conflicts;
 use super::predicate::{self, FromClause};
 use super::staged::{self, Needed, Staged};
 use super::{KeySource, Keys, Read, Step, Target, parse, select};
@@ -30,6 +31,8 @@ pub(crate) struct Insert {
     pub(crate) key_is_rowid: bool,
     /// Where the router gives rows their rowids.
     pub(crate) rowids: Option<Rowids>,
+    /// The INTEGER PRIMARY KEY of each row, where the table is sharded by something else: SQLite would choose one for NULL.
+    pub(crate) given_rowids: Vec<KeySource>,
     /// What is done instead where the key is to be chosen or rows of several shards are returned.
     pub(crate) otherwise: Option<Staged>,
 }
@@ -64,6 +67,9 @@ pub(super) fn plan(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Result<
     let written: BTreeSet<&String> = uses.inserts.iter().chain(uses.updates.keys()).chain(&uses.deletes).collect();
     if written.is_empty() {
         return Err(unsupported("this statement is not supported: it neither reads nor writes a table"));
+    }
+    for name in &written {
+        catalog.check_own(name)?;
     }
     let through_temporary = uses.through.iter().any(|view| catalog.temporary.contains(view));
     if catalog.shards.len() == 1 && !through_temporary {
@@ -107,7 +113,8 @@ fn needed(catalog: &Catalog, prepared: &Prepared, target: &Table, tree: Option<&
         || catalog.tables.values().any(|table| {
             table.shape.foreign_keys.iter().any(|key| key.parent.eq_ignore_ascii_case(&target.shape.name))
         });
-    if tied || !prepared.uses.through.is_empty() || predicate::mentions(tree, &target.shape.name) > 1 {
+    let conflicts = has_unique_lookup(target) && declares_conflicts(catalog, target);
+    if tied || conflicts || !prepared.uses.through.is_empty() || predicate::mentions(tree, &target.shape.name) > 1 {
         return Needed::All;
     }
     match tree {
@@ -190,6 +197,14 @@ fn change(
     if prepared.uses.updates.values().flatten().any(moves) {
         return Ok(None);
     }
+    // Whether a value is taken while its row changes depends on the order of the rows of all shards.
+    let looked_up = |updated: &String| {
+        let mut unique = target.lookups.iter().filter(|lookup| lookup.definition.unique);
+        unique.any(|lookup| updated.eq_ignore_ascii_case(&lookup.definition.column))
+    };
+    if prepared.uses.updates.values().flatten().any(looked_up) {
+        return Ok(None);
+    }
     let times = match tree {
         Some(tree) => predicate::mentions(tree, name),
         None => 1 + usize::from(sql_text::has_word(sql, |word| word.eq_ignore_ascii_case("SELECT"))),
@@ -270,6 +285,17 @@ fn insert(
         Placement::Sharded(column) => Some((column, columns.iter().position(|inserted| *inserted == column))),
         _ => None,
     };
+    let resolves = tree.or.is_some() || tree.replace_into || tree.on.is_some() || declares_conflicts(catalog, target);
+    if resolves && has_unique_lookup(target) {
+        return Ok(None);
+    }
+    // The INTEGER PRIMARY KEY, where the table is sharded by something else.
+    let alias = target.shape.rowid_alias.filter(|alias| key.is_some_and(|(column, _)| column != *alias));
+    let alias = match alias.map(|alias| columns.iter().position(|inserted| *inserted == alias)) {
+        None => None,
+        Some(Some(place)) => Some(place),
+        Some(None) => return Ok(None),
+    };
     let mut step = Insert {
         sql: sql.to_owned(),
         source: InsertSource::Values,
@@ -280,6 +306,7 @@ fn insert(
         },
         key_is_rowid: key.is_some_and(|(column, _)| target.shape.rowid_alias == Some(column)),
         rowids: None,
+        given_rowids: Vec::new(),
         otherwise: None,
         tree,
     };
@@ -290,6 +317,9 @@ fn insert(
     let source = step.tree.source.clone();
     match source.as_deref() {
         Some(query) if rows_of(query).is_none() => {
+            if alias.is_some() {
+                return Ok(None);
+            }
             // What a conflict clause or RETURNING reads would be reckoned among what the SELECT reads.
             if target.placement == Placement::Reference && (prepared.uses.volatile() || tells_time(prepared, sql)) {
                 return Ok(None);
@@ -327,6 +357,12 @@ fn insert(
                 let reference = target.placement == Placement::Reference;
                 return Ok(Some(Step::Write { target: step.target, sql: sql.to_owned(), reference }));
             };
+            if let Some(alias) = alias {
+                let Some(rows) = source.and_then(rows_of) else { return Ok(None) };
+                let given = |row: &ast::Parens<Vec<Expr>>| predicate::key_source(row.content.get(alias)?);
+                let Some(given) = rows.iter().map(given).collect() else { return Ok(None) };
+                step.given_rowids = given;
+            }
             let values = match (source.and_then(rows_of), place) {
                 (Some(rows), Some(place)) => rows
                     .iter()
@@ -347,7 +383,7 @@ fn insert(
                     Err(_) => return Ok(None),
                 },
             };
-            if step.tree.returning.is_some() && values.len() > 1 || step.key_is_rowid {
+            if step.tree.returning.is_some() && values.len() > 1 || step.key_is_rowid || alias.is_some() {
                 step.otherwise = Some(staged::plan(
                     sql,
                     catalog,
@@ -361,6 +397,11 @@ fn insert(
         }
     }
     Ok(Some(Step::Insert(Box::new(step))))
+}
+
+/// Whether a column's values are kept unique over all shards.
+fn has_unique_lookup(table: &Table) -> bool {
+    table.lookups.iter().any(|lookup| lookup.definition.unique)
 }
 
 /// The INSERT with rowids, where the table's are hidden.

@@ -1,11 +1,13 @@
 //! Plans as text.
 
 use std::fmt::Write;
+use std::rc::Rc;
 
 use super::{
-    Gather, GatherKind, Generate, Insert, InsertSource, KeyBound, KeySource, Keys, Limit, Plan, Read, Staged, Step,
-    Target,
+    Gather, GatherKind, Generate, Insert, InsertSource, KeyBound, KeySource, Keys, Limit, LookupKeys, Plan, Read,
+    Staged, Step, Target,
 };
+use crate::catalog::{Definition, Lookup};
 use dosql_proto::value::Kind;
 
 /// A plan as people read it.
@@ -25,6 +27,7 @@ pub(crate) fn explain(
 ) -> Explained {
     let mut text = Text { out: String::new(), shards, name, touched: Vec::new() };
     let route = text.step(&plan.step);
+    text.kept(&plan.kept);
     text.touched.sort_unstable();
     text.touched.dedup();
     Explained { route, plan: text.out, targets: text.touched }
@@ -71,7 +74,9 @@ impl Text<'_> {
             Step::Generate(generate) => {
                 let Generate { table, column, sequence, .. } = generate.as_ref();
                 self.line(0, &format!("where {table}.{column} has no value, sequence {sequence} gives it one"));
-                self.step(&generate.given.step)
+                let route = self.step(&generate.given.step);
+                self.kept(&generate.given.kept);
+                route
             }
             Step::Show(_) => {
                 self.line(0, "show: answered by the router from its catalog");
@@ -92,6 +97,13 @@ impl Text<'_> {
                 "catalog"
             }
             Step::Staged(staged) => self.staged(staged),
+        }
+    }
+
+    fn kept(&mut self, lookups: &[Rc<Lookup>]) {
+        let tables: Vec<&str> = lookups.iter().map(|lookup| lookup.definition.table.as_str()).collect();
+        if !tables.is_empty() {
+            self.line(0, &format!("and in the same transaction the entries of: {}", tables.join(", ")));
         }
     }
 
@@ -153,7 +165,8 @@ impl Text<'_> {
                     self.target(depth + 1, pin);
                 }
                 self.line(depth + 1, &format!("sql: {sql}"));
-                if let Some(gather) = otherwise {
+                let looked_up = matches!(pins.as_slice(), [Target::Lookup(_)]);
+                if let Some(gather) = otherwise.as_ref().filter(|_| !looked_up) {
                     self.line(depth, "where the keys are on different shards:");
                     self.gather(depth + 1, gather);
                 }
@@ -237,6 +250,14 @@ impl Text<'_> {
             let (lower, upper) = (end(&range.lower, ">=", ">"), end(&range.upper, "<=", "<"));
             self.line(depth, &format!("keys: {}.{}{lower}{upper}", range.table, range.column));
         }
+        if let Target::Lookup(LookupKeys { lookup, values }) = target {
+            let Definition { name, unique, owner, column, table, .. } = &lookup.definition;
+            let kind = if *unique { "lookup_unique" } else { "lookup" };
+            let values: Vec<String> = values.iter().map(key_text).collect();
+            self.line(depth, &format!("key: {kind} {name}({owner}.{column}) of {}", values.join(", ")));
+            self.line(depth, &format!("shards: those that {table} names"));
+            return;
+        }
         let names = self.names(target);
         self.line(depth, &format!("shards: {names}"));
     }
@@ -260,6 +281,9 @@ fn route_of(target: &Target) -> &'static str {
         Target::Range(_) => "range",
         Target::Keys(Keys { values, .. }) if values.len() == 1 => "equal-unique",
         Target::Keys(_) => "in",
+        Target::Lookup(keys) if keys.values.len() > 1 => "in",
+        Target::Lookup(keys) if keys.lookup.definition.unique => "equal-unique",
+        Target::Lookup(_) => "equal",
     }
 }
 

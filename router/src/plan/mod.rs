@@ -7,6 +7,7 @@ mod cache;
 mod dml;
 mod explain;
 mod generate;
+mod lookups;
 mod merge;
 mod never;
 mod predicate;
@@ -35,7 +36,7 @@ pub(crate) use staged::{Home, Staged, StagedTable};
 
 use crate::affinity::{Affinity, Collation};
 use crate::catalog::unsupported;
-use crate::catalog::{Catalog, Placement, Prepared};
+use crate::catalog::{Catalog, Lookup, Placement, Prepared};
 use crate::sql_text;
 use crate::vindex::Vindex;
 
@@ -50,6 +51,8 @@ pub(crate) struct Plan {
     pub(crate) columns: Vec<Column>,
     pub(crate) parameter_count: usize,
     pub(crate) step: Step,
+    /// The lookup vindexes whose entries may change with the rows that it writes.
+    pub(crate) kept: Vec<Rc<Lookup>>,
 }
 
 /// What a statement does.
@@ -157,6 +160,15 @@ pub(crate) enum Target {
     Keys(Keys),
     /// Those that hold keys between these bounds.
     Range(KeyRange),
+    /// Those that a lookup table names for these values.
+    Lookup(LookupKeys),
+}
+
+/// Values of a column that has a lookup vindex.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct LookupKeys {
+    pub(crate) lookup: Rc<Lookup>,
+    pub(crate) values: Vec<KeySource>,
 }
 
 /// Keys of a sharded table.
@@ -234,15 +246,17 @@ impl Plan {
             let inner = sql_text::after_words(sql, 1 + usize::from(analyze)).trim().to_owned();
             let parameter_count = Self::new(&inner, catalog)?.parameter_count;
             let columns = vec![Column { name: "plan".to_owned(), declared_type: String::new() }];
-            return Ok(Self { columns, parameter_count, step: Step::Explain { sql: inner, analyze } });
+            let step = Step::Explain { sql: inner, analyze };
+            return Ok(Self { columns, parameter_count, step, kept: Vec::new() });
         }
         if AlterVSchema::begins(&words) {
             let step = Step::AlterVSchema(AlterVSchema::parse(sql)?);
-            return Ok(Self { columns: Vec::new(), parameter_count: 0, step });
+            return Ok(Self { columns: Vec::new(), parameter_count: 0, step, kept: Vec::new() });
         }
         if first == "SHOW" {
             let show = Show::parse(sql)?;
-            return Ok(Self { columns: show.columns(), parameter_count: 0, step: Step::Show(show) });
+            let columns = show.columns();
+            return Ok(Self { columns, parameter_count: 0, step: Step::Show(show), kept: Vec::new() });
         }
         if first == "PRAGMA" && words.get(1).is_some_and(|name| name == "FOREIGN_KEYS") {
             return foreign_keys(sql, catalog);
@@ -251,7 +265,8 @@ impl Plan {
         if first == "PRAGMA" && words.get(1).is_some_and(|name| KEPT_PRAGMAS.contains(&name.as_str())) {
             // Prepared so that it cannot be anything else; the mirror's own number is nobody's.
             let Prepared { columns, parameter_count, .. } = catalog.mirror.prepare(sql)?;
-            return Ok(Self { columns, parameter_count, step: Step::Pragma { sql: sql.to_owned() } });
+            let step = Step::Pragma { sql: sql.to_owned() };
+            return Ok(Self { columns, parameter_count, step, kept: Vec::new() });
         }
         let mut prepared = catalog.mirror.prepare(sql)?;
         if prepared.readonly {
@@ -274,7 +289,11 @@ impl Plan {
             dml::plan(sql, catalog, &prepared)?
         };
         let generates = generating && prepared.uses.inserts.iter().any(|table| catalog.increment(table).is_some());
-        let plan = Self { columns: prepared.columns.clone(), parameter_count: prepared.parameter_count, step };
+        let kept = match step {
+            Step::Ddl { .. } | Step::Read(_) => Vec::new(),
+            _ => lookups::kept(sql, catalog, &prepared),
+        };
+        let plan = Self { columns: prepared.columns.clone(), parameter_count: prepared.parameter_count, step, kept };
         if !generates {
             return Ok(plan);
         }
@@ -283,6 +302,7 @@ impl Plan {
                 columns: prepared.columns,
                 parameter_count: prepared.parameter_count,
                 step: Step::Generate(Box::new(generate)),
+                kept: Vec::new(),
             },
             Err(plan) => plan,
         })
@@ -305,7 +325,8 @@ fn foreign_keys(sql: &str, catalog: &mut Catalog) -> Result<Plan, Error> {
             return Err(unsupported("PRAGMA foreign_keys = OFF is not supported: foreign keys are always enforced"));
         }
     };
-    Ok(Plan { columns, parameter_count, step: Step::Catalog { sql: answer.to_owned() } })
+    let step = Step::Catalog { sql: answer.to_owned() };
+    Ok(Plan { columns, parameter_count, step, kept: Vec::new() })
 }
 
 /// PRAGMAs for the application's own use.

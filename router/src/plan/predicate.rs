@@ -10,7 +10,7 @@ use sqlparser::ast::{
     TableFactor, UnaryOperator, Value as Literal, Visit, Visitor, visit_expressions, visit_relations,
 };
 
-use super::{KeyBound, KeyRange, KeySource, Keys, Target};
+use super::{KeyBound, KeyRange, KeySource, Keys, LookupKeys, Target};
 use crate::catalog::{Catalog, Placement, Table};
 
 /// A base table in a FROM clause.
@@ -175,6 +175,11 @@ fn number(text: &str, negative: bool) -> Option<Value> {
 /// The keys that the conjuncts allow a sharded table, where they do.
 pub(super) fn pin(tables: &[FromTable<'_>], table: usize, conjuncts: &[Expr]) -> Option<Keys> {
     let Placement::Sharded(column) = tables[table].table.placement else { return None };
+    keys(tables[table].table, column, values_of(tables, table, column, conjuncts)?)
+}
+
+/// The values that the conjuncts allow a column, where they do; the fewest of what they say.
+fn values_of(tables: &[FromTable<'_>], table: usize, column: usize, conjuncts: &[Expr]) -> Option<Vec<KeySource>> {
     let mut best: Option<Vec<KeySource>> = None;
     for conjunct in conjuncts {
         let found = match conjunct {
@@ -198,7 +203,27 @@ pub(super) fn pin(tables: &[FromTable<'_>], table: usize, conjuncts: &[Expr]) ->
             best = Some(found);
         }
     }
-    keys(tables[table].table, column, best?)
+    best
+}
+
+/// The values that the conjuncts allow a column with a lookup vindex: a unique one where there is one, and the fewest.
+fn looked_up(tables: &[FromTable<'_>], table: usize, conjuncts: &[Expr]) -> Option<LookupKeys> {
+    let owner = tables[table].table;
+    let found = owner.lookups.iter().filter(|lookup| lookup.filled).filter_map(|lookup| {
+        let column = owner.shape.column(&lookup.definition.column)?;
+        let values = values_of(tables, table, column, conjuncts)?;
+        Some(LookupKeys { lookup: Rc::clone(lookup), values })
+    });
+    found.min_by_key(|keys| (!keys.lookup.definition.unique, keys.values.len()))
+}
+
+/// A value of a unique lookup vindex that, by itself, says on which shard the rows of a join are that every shard can do.
+pub(super) fn pinned_by_lookup(from: &FromClause<'_>) -> Option<LookupKeys> {
+    co_located(from)?;
+    (0..from.tables.len()).find_map(|table| {
+        let keys = looked_up(&from.tables, table, &from.conjuncts)?;
+        (keys.lookup.definition.unique && keys.values.len() == 1).then_some(keys)
+    })
 }
 
 /// Keys of a table sharded by `column`.
@@ -221,6 +246,7 @@ pub(super) fn target(tables: &[FromTable<'_>], table: usize, conjuncts: &[Expr])
     }
     pin(tables, table, conjuncts)
         .map(Target::Keys)
+        .or_else(|| looked_up(tables, table, conjuncts).map(Target::Lookup))
         .or_else(|| range(tables, table, conjuncts).map(Target::Range))
         .unwrap_or_else(|| everywhere(tables[table].table))
 }

@@ -78,6 +78,11 @@ pub(super) fn read(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Result<
                 otherwise,
             });
         }
+        if let Some(keys) = predicate::pinned_by_lookup(&from) {
+            // Where the vindex is dropped meanwhile.
+            let otherwise = Some(Box::new(gather(&numbered, catalog, prepared, Some(query))?));
+            return Ok(Read::Pinned { pins: vec![Target::Lookup(keys)], sql: sql.to_owned(), otherwise });
+        }
         if let Some(lead) = predicate::co_located(&from)
             && !has_windows(query)
         {

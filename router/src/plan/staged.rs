@@ -125,7 +125,7 @@ pub(super) fn plan(
 }
 
 /// Adds the tables that foreign keys tie to those written; whether there are any.
-fn follow_foreign_keys(catalog: &Catalog, written: &mut BTreeSet<String>) -> bool {
+pub(super) fn follow_foreign_keys(catalog: &Catalog, written: &mut BTreeSet<String>) -> bool {
     let mut tied = false;
     loop {
         let mut more = BTreeSet::new();

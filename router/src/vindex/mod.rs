@@ -89,6 +89,9 @@ impl Vindex {
                 });
                 (Map::Ring(Ring::new(nodes)), hashed)
             }
+            VindexEntry::Lookup { .. } | VindexEntry::LookupUnique { .. } => {
+                return Err(Error::invalid("a lookup vindex does not say where rows are"));
+            }
             VindexEntry::Range { ranges } => {
                 let bound = |value: &Option<Value>| -> Result<Option<Value>, Error> {
                     match value {
@@ -114,7 +117,7 @@ impl Vindex {
         };
         let covers_all = shards.len() == all.len();
         let layout = match &definition {
-            VindexEntry::Range { .. } => Vec::new(),
+            VindexEntry::Range { .. } | VindexEntry::Lookup { .. } | VindexEntry::LookupUnique { .. } => Vec::new(),
             VindexEntry::Hash {} | VindexEntry::Xxhash {} => {
                 shards.iter().map(|index| all[*index].name.clone()).collect()
             }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use dosql_proto::{Error, ErrorCode};
 
 use super::read::refused;
-use super::{AutoIncrement, SequenceEntry, TableEntry, VSchema, VindexChoice, VindexEntry};
+use super::{AutoIncrement, ColumnVindex, SequenceEntry, TableEntry, VSchema, VindexChoice, VindexEntry};
 use crate::catalog::unsupported;
 use crate::plan::{AlterVSchema, Using};
 
@@ -73,42 +73,24 @@ impl VSchema {
                 }
             }
             AlterVSchema::AddColumnVindex { table, vindex, column, using } => {
-                if let Some(TableEntry::Sharded { column: other, .. }) = self.table(table)
-                    && !other.eq_ignore_ascii_case(column)
-                {
-                    return Err(conflict(format!(
-                        "table {table} is sharded by {other} already; drop that vindex first"
-                    )));
-                }
                 let choice = after.choose(vindex, using.as_ref())?;
-                if let Some(TableEntry::Sharded { vindex: other, .. }) = self.table(table)
-                    && self.vindex(other) != after.vindex(&choice)
-                {
-                    return Err(conflict(format!("table {table} has another vindex already; drop that first")));
+                if after.vindex(&choice).is_some_and(|vindex| vindex.lookup().is_some()) {
+                    after.add_lookup(table, column, choice)?;
+                } else {
+                    after.shard_table(self, table, column, choice)?;
                 }
-                let auto_increment = match self.table(table) {
-                    Some(TableEntry::Sharded { auto_increment, .. }) => auto_increment.clone(),
-                    _ => None,
-                };
-                if self.table(table).is_some() {
-                    after.remove(table)?;
-                }
-                let entry = TableEntry::Sharded { column: column.clone(), vindex: choice, auto_increment };
-                after.tables.insert(table.clone(), entry);
             }
             AlterVSchema::DropColumnVindex { table, vindex } => {
                 let Some(TableEntry::Sharded { vindex: known, .. }) = self.table(table) else {
                     return Err(missing(format!("table {table} has no vindex")));
                 };
-                let named = match known {
-                    VindexChoice::Named(name) => name.eq_ignore_ascii_case(vindex),
-                    VindexChoice::Own(own) => own.kind().eq_ignore_ascii_case(vindex),
-                };
-                if !named {
-                    return Err(missing(format!("table {table} has no vindex {vindex}")));
+                if !after.drop_lookup(table, vindex) {
+                    if !called(known, vindex) {
+                        return Err(missing(format!("table {table} has no vindex {vindex}")));
+                    }
+                    after.remove(table)?;
+                    after.tables.insert(table.clone(), TableEntry::Unsharded { shard: None });
                 }
-                after.remove(table)?;
-                after.tables.insert(table.clone(), TableEntry::Unsharded { shard: None });
             }
         }
         let mut faults = Vec::new();
@@ -125,6 +107,56 @@ impl VSchema {
             tables: merged(&self.tables, &before.tables, document.tables),
             ..document
         }
+    }
+
+    /// Has a table be sharded by a column, as far as `before` allows.
+    fn shard_table(&mut self, before: &Self, table: &str, column: &str, choice: VindexChoice) -> Result<(), Error> {
+        let (mut auto_increment, mut lookups) = (None, Vec::new());
+        if let Some(TableEntry::Sharded { column: other, vindex, auto_increment: known, lookups: kept }) =
+            before.table(table)
+        {
+            if !other.eq_ignore_ascii_case(column) {
+                return Err(conflict(format!("table {table} is sharded by {other} already; drop that vindex first")));
+            }
+            if before.vindex(vindex) != self.vindex(&choice) {
+                return Err(conflict(format!("table {table} has another vindex already; drop that first")));
+            }
+            auto_increment.clone_from(known);
+            lookups.clone_from(kept);
+        }
+        if before.table(table).is_some() {
+            self.remove(table)?;
+        }
+        let entry = TableEntry::Sharded { column: column.to_owned(), vindex: choice, auto_increment, lookups };
+        self.tables.insert(table.to_owned(), entry);
+        Ok(())
+    }
+
+    /// Gives a column of a sharded table a lookup vindex.
+    fn add_lookup(&mut self, table: &str, column: &str, choice: VindexChoice) -> Result<(), Error> {
+        let entry = self.tables.iter_mut().find(|(known, _)| known.eq_ignore_ascii_case(table));
+        let Some((_, TableEntry::Sharded { lookups, .. })) = entry else {
+            return Err(conflict(format!(
+                "the VSchema does not shard table {table}: give it the vindex that it is sharded by first"
+            )));
+        };
+        match lookups.iter().find(|lookup| lookup.column.eq_ignore_ascii_case(column)) {
+            Some(lookup) if lookup.vindex == choice => {}
+            Some(_) => {
+                return Err(conflict(format!("{table}.{column} has another vindex already; drop that first")));
+            }
+            None => lookups.push(ColumnVindex { column: column.to_owned(), vindex: choice }),
+        }
+        Ok(())
+    }
+
+    /// Takes a lookup vindex from a table; whether the table had it.
+    pub(crate) fn drop_lookup(&mut self, table: &str, vindex: &str) -> bool {
+        let entry = self.tables.iter_mut().find(|(known, _)| known.eq_ignore_ascii_case(table));
+        let Some((_, TableEntry::Sharded { lookups, .. })) = entry else { return false };
+        let before = lookups.len();
+        lookups.retain(|lookup| !called(&lookup.vindex, vindex));
+        lookups.len() < before
     }
 
     /// The vindex of a new entry: one that exists, one that `using` describes, or a type's name.
@@ -167,8 +199,11 @@ impl VSchema {
     }
 
     fn users_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        let named = move |choice: &VindexChoice| matches!(choice, VindexChoice::Named(vindex) if vindex.eq_ignore_ascii_case(name));
         self.tables.iter().filter_map(move |(table, entry)| match entry {
-            TableEntry::Sharded { vindex: VindexChoice::Named(vindex), .. } if vindex.eq_ignore_ascii_case(name) => {
+            TableEntry::Sharded { vindex, lookups, .. }
+                if named(vindex) || lookups.iter().any(|lookup| named(&lookup.vindex)) =>
+            {
                 Some(table.as_str())
             }
             _ => None,
@@ -180,6 +215,17 @@ impl VSchema {
         let known = known.ok_or_else(|| missing(format!("the VSchema has no table {table}")))?;
         self.tables.remove(&known);
         Ok(())
+    }
+}
+
+/// Whether a statement that names a vindex means this one: its own name, its type's, or its lookup table's.
+fn called(choice: &VindexChoice, name: &str) -> bool {
+    match choice {
+        VindexChoice::Named(known) => known.eq_ignore_ascii_case(name),
+        VindexChoice::Own(own) => match own.lookup() {
+            Some(lookup) => lookup.table.eq_ignore_ascii_case(name),
+            None => own.kind().eq_ignore_ascii_case(name),
+        },
     }
 }
 
@@ -276,18 +322,24 @@ mod tests {
             "ALTER VSCHEMA ADD SEQUENCE ids",
             "ALTER VSCHEMA ADD SEQUENCE big WITH start=1000, cache=10",
             "ALTER VSCHEMA ON items ADD AUTO_INCREMENT id USING ids",
+            "ALTER VSCHEMA CREATE VINDEX by_name USING lookup WITH table=items_by_name, from=name, to=id, owner=items",
+            "ALTER VSCHEMA ON items ADD VINDEX by_name(name)",
+            "ALTER VSCHEMA ON items ADD VINDEX by_code(code) USING lookup_unique WITH table=items_by_code",
         ] {
             vschema = alter(&vschema, sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
         }
         let expected = VSchema::parse(
             r#"{"vindexes": {
+                "by_name": {"type": "lookup", "table": "items_by_name", "from": "name", "to": "id", "owner": "items"},
+                "by_code": {"type": "lookup_unique", "table": "items_by_code"},
                 "by_hash": {"type": "hash"}, "ring": {"type": "consistent_hash", "virtualNodes": 64},
                 "years": {"type": "range", "ranges": [{"shard": "old", "max": "2026"}, {"shard": "new", "min": "2026"}]}},
               "tables": {
                 "users": {"type": "sharded", "column": "tenant", "vindex": "ring"},
                 "orders": {"type": "sharded", "column": "id", "vindex": "by_hash"},
                 "items": {"type": "sharded", "column": "id", "vindex": {"type": "xxhash"},
-                    "autoIncrement": {"column": "id", "sequence": "ids"}},
+                    "autoIncrement": {"column": "id", "sequence": "ids"},
+                    "lookups": [{"column": "name", "vindex": "by_name"}, {"column": "code", "vindex": "by_code"}]},
                 "events": {"type": "sharded", "column": "at", "vindex": "years"},
                 "countries": {"type": "reference"}, "jobs": {"type": "unsharded", "shard": "shard-1"}},
               "sequences": {"ids": {}, "big": {"start": 1000, "cache": 10}}}"#,
@@ -316,11 +368,24 @@ mod tests {
             ("ALTER VSCHEMA ON items ADD AUTO_INCREMENT id USING nix", ErrorCode::NotFound),
             ("ALTER VSCHEMA ON jobs ADD AUTO_INCREMENT id USING ids", ErrorCode::Unsupported),
             ("ALTER VSCHEMA ON users DROP AUTO_INCREMENT", ErrorCode::NotFound),
+            ("ALTER VSCHEMA DROP VINDEX by_name", ErrorCode::Conflict),
+            ("ALTER VSCHEMA ON jobs ADD VINDEX by_name(name)", ErrorCode::Conflict),
+            ("ALTER VSCHEMA ON items ADD VINDEX by_code(name)", ErrorCode::Conflict),
+            // Its lookup table, its owner and the sharding column are taken.
+            ("ALTER VSCHEMA ON items ADD VINDEX by_code(other)", ErrorCode::InvalidRequest),
+            ("ALTER VSCHEMA ON users ADD VINDEX by_name(name)", ErrorCode::InvalidRequest),
+            ("ALTER VSCHEMA ON items ADD VINDEX x(id) USING lookup WITH table=y", ErrorCode::InvalidRequest),
+            ("ALTER VSCHEMA ON items ADD VINDEX x(y) USING lookup WITH table=y, to=y", ErrorCode::InvalidRequest),
+            ("ALTER VSCHEMA ON items ADD VINDEX x(y) USING lookup WITH table=users", ErrorCode::InvalidRequest),
+            ("ALTER VSCHEMA ON items ADD VINDEX x(y) USING lookup", ErrorCode::InvalidRequest),
         ] {
             assert_eq!(alter(&vschema, sql).unwrap_err().code(), code, "{sql}");
         }
         let same = alter(&vschema, "ALTER VSCHEMA ON users ADD VINDEX ring(TENANT)").unwrap();
         assert_eq!(same.vindexes, vschema.vindexes);
+        let fewer = alter(&vschema, "ALTER VSCHEMA ON items DROP VINDEX BY_NAME").unwrap();
+        let columns: Vec<_> = fewer.lookups("items").iter().map(|(entry, _)| entry.column.clone()).collect();
+        assert_eq!(columns, ["code"]);
         let dropped = alter(&vschema, "ALTER VSCHEMA ON users DROP VINDEX ring").unwrap();
         assert_eq!(dropped.table("users"), Some(&TableEntry::Unsharded { shard: None }));
         assert!(!alter(&dropped, "ALTER VSCHEMA DROP VINDEX ring").unwrap().vindexes.contains_key("ring"));

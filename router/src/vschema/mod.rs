@@ -108,6 +108,9 @@ pub enum TableEntry {
         /// The column that a sequence fills where an INSERT gives it no value.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         auto_increment: Option<AutoIncrement>,
+        /// Lookup vindexes of other columns.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        lookups: Vec<ColumnVindex>,
     },
     /// All rows on one shard.
     Unsharded {
@@ -117,6 +120,16 @@ pub enum TableEntry {
     },
     /// All rows on every shard.
     Reference {},
+}
+
+/// A column and its lookup vindex.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ColumnVindex {
+    /// The column.
+    pub column: String,
+    /// A vindex of type `lookup` or `lookup_unique`.
+    pub vindex: VindexChoice,
 }
 
 /// A column that a sequence fills.
@@ -193,6 +206,51 @@ pub enum VindexEntry {
         /// The ranges, without gap or overlap; in any order.
         ranges: Vec<RangeEntry>,
     },
+    /// Vitess's `lookup`: a table that names, for each value of a column, the sharding keys of the rows that have it.
+    Lookup {
+        /// The lookup table, which the vindex makes and keeps.
+        table: String,
+        /// Its column of values. Default: named as the table's own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
+        /// Its column of sharding keys. Default: `keyspace_id`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<String>,
+        /// The table whose rows it looks up. Default: the one that has the vindex.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        owner: Option<String>,
+    },
+    /// Vitess's `lookup_unique`: the same for values that no two rows of all shards share, which it enforces.
+    LookupUnique {
+        /// The lookup table, which the vindex makes and keeps.
+        table: String,
+        /// Its column of values. Default: named as the table's own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
+        /// Its column of sharding keys. Default: `keyspace_id`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<String>,
+        /// The table whose rows it looks up. Default: the one that has the vindex.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        owner: Option<String>,
+    },
+}
+
+/// What a lookup vindex says.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LookupEntry<'a> {
+    pub(crate) unique: bool,
+    pub(crate) table: &'a str,
+    pub(crate) from: Option<&'a str>,
+    pub(crate) to: Option<&'a str>,
+    pub(crate) owner: Option<&'a str>,
+}
+
+impl<'a> LookupEntry<'a> {
+    /// The lookup table's column of sharding keys.
+    pub(crate) fn to(&self) -> &'a str {
+        self.to.unwrap_or("keyspace_id")
+    }
 }
 
 /// A range of keys and its shard.
@@ -263,6 +321,24 @@ impl VindexEntry {
             Self::Xxhash {} => "xxhash",
             Self::ConsistentHash { .. } => "consistent_hash",
             Self::Range { .. } => "range",
+            Self::Lookup { .. } => "lookup",
+            Self::LookupUnique { .. } => "lookup_unique",
+        }
+    }
+
+    /// What it says where it is a lookup vindex.
+    pub(crate) fn lookup(&self) -> Option<LookupEntry<'_>> {
+        match self {
+            Self::Lookup { table, from, to, owner } | Self::LookupUnique { table, from, to, owner } => {
+                Some(LookupEntry {
+                    unique: matches!(self, Self::LookupUnique { .. }),
+                    table,
+                    from: from.as_deref(),
+                    to: to.as_deref(),
+                    owner: owner.as_deref(),
+                })
+            }
+            _ => None,
         }
     }
 
@@ -346,6 +422,12 @@ impl VSchema {
     #[must_use]
     pub fn table(&self, name: &str) -> Option<&TableEntry> {
         self.tables.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, entry)| entry)
+    }
+
+    /// A table's lookup vindexes, with their columns.
+    pub(crate) fn lookups(&self, table: &str) -> Vec<(&ColumnVindex, LookupEntry<'_>)> {
+        let Some(TableEntry::Sharded { lookups, .. }) = self.table(table) else { return Vec::new() };
+        lookups.iter().filter_map(|entry| Some((entry, self.vindex(&entry.vindex)?.lookup()?))).collect()
     }
 
     /// The vindex that a table has chosen; `None` where the VSchema has none of that name.

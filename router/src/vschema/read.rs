@@ -165,6 +165,7 @@ mod tests {
                 column: "tenant_id".to_owned(),
                 vindex: VindexChoice::Named("by_tenant".to_owned()),
                 auto_increment: None,
+                lookups: Vec::new(),
             })
         );
         let bound = || Some(KeyValue::Text("2026-01-01".to_owned()));
@@ -179,6 +180,7 @@ mod tests {
                     ]
                 }),
                 auto_increment: None,
+                lookups: Vec::new(),
             })
         );
         let shards = vschema.resolve_shards(std::iter::empty()).unwrap();

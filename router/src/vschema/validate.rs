@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::{TableEntry, VSchema, VindexChoice, VindexEntry};
+use super::{ColumnVindex, TableEntry, VSchema, VindexChoice, VindexEntry};
 use crate::affinity::Collation;
+use crate::catalog::OWNER_ROW;
 use crate::vindex::{Bounds, MAX_POINTS, RangeFault, Ranges};
 
 impl VSchema {
@@ -41,7 +42,7 @@ impl VSchema {
                 faults.push(format!("tables.{name}: the table is there twice (names compare without case)"));
             }
             match entry {
-                TableEntry::Sharded { column, vindex, auto_increment } => {
+                TableEntry::Sharded { column, vindex, auto_increment, lookups } => {
                     if let Some(increment) = auto_increment
                         && self.sequence_named(&increment.sequence).is_none()
                     {
@@ -60,6 +61,13 @@ impl VSchema {
                         }
                         _ => {}
                     }
+                    if let Some(vindex) = self.vindex(vindex).filter(|vindex| vindex.lookup().is_some()) {
+                        faults.push(format!(
+                            "tables.{name}.vindex: a table cannot be sharded by a {} vindex; it belongs to `lookups`",
+                            vindex.kind()
+                        ));
+                    }
+                    self.validate_lookups(name, column, lookups, faults);
                 }
                 TableEntry::Unsharded { shard: Some(id) } if !known(id) => {
                     faults.push(format!("tables.{name}.shard: there is no shard {id:?}"));
@@ -67,11 +75,65 @@ impl VSchema {
                 TableEntry::Unsharded { .. } | TableEntry::Reference {} => {}
             }
         }
+        let mut lookup_tables = BTreeSet::new();
+        for (name, lookup) in
+            self.tables.keys().flat_map(|name| self.lookups(name).into_iter().map(move |(_, lookup)| (name, lookup)))
+        {
+            if !lookup_tables.insert(lookup.table.to_ascii_lowercase()) {
+                faults.push(format!("tables.{name}.lookups: another column has the lookup table {:?}", lookup.table));
+            }
+        }
         if self.settings.max_parallel_shards.is_some_and(|shards| !(1..=4096).contains(&shards)) {
             faults.push("settings.maxParallelShards: it must be 1 to 4096".to_owned());
         }
         if self.settings.shard_timeout_ms.is_some_and(|timeout| !(1..=3_600_000).contains(&timeout)) {
             faults.push("settings.shardTimeoutMs: it must be 1 to 3600000".to_owned());
+        }
+    }
+
+    fn validate_lookups(&self, table: &str, key: &str, lookups: &[ColumnVindex], faults: &mut Vec<String>) {
+        let mut columns = BTreeSet::new();
+        for (index, ColumnVindex { column, vindex }) in lookups.iter().enumerate() {
+            let path = format!("tables.{table}.lookups[{index}]");
+            if column.is_empty() {
+                faults.push(format!("{path}.column: the name is empty"));
+            }
+            if column.eq_ignore_ascii_case(key) {
+                faults.push(format!("{path}.column: the table is sharded by {column:?}, which needs no lookup"));
+            }
+            if !columns.insert(column.to_ascii_lowercase()) {
+                faults.push(format!("{path}.column: {column:?} has a lookup vindex already"));
+            }
+            let Some(entry) = self.vindex(vindex) else {
+                if let VindexChoice::Named(vindex) = vindex {
+                    faults.push(format!("{path}.vindex: there is no vindex {vindex:?}"));
+                }
+                continue;
+            };
+            if let VindexChoice::Own(vindex) = vindex {
+                self.validate_vindex(&format!("{path}.vindex"), vindex, faults);
+            }
+            let Some(lookup) = entry.lookup() else {
+                faults.push(format!("{path}.vindex: a {} vindex looks nothing up", entry.kind()));
+                continue;
+            };
+            if let Some(owner) = lookup.owner.filter(|owner| !owner.eq_ignore_ascii_case(table)) {
+                faults.push(format!("{path}.vindex: its owner is {owner:?}; a table keeps its own lookups alone"));
+            }
+            let from = lookup.from.unwrap_or(column);
+            let names = [from, lookup.to(), OWNER_ROW];
+            if (0..3).any(|one| (0..one).any(|other| names[one].eq_ignore_ascii_case(names[other]))) {
+                faults.push(format!("{path}.vindex: {from:?}, {:?} and {OWNER_ROW:?} must differ", lookup.to()));
+            }
+            match self.table(lookup.table) {
+                None => {}
+                Some(TableEntry::Sharded { column, auto_increment: None, lookups, .. })
+                    if lookups.is_empty() && column.eq_ignore_ascii_case(from) => {}
+                Some(_) => faults.push(format!(
+                    "tables.{}: the lookup table of {table}.{column} can only be sharded by {from:?}",
+                    lookup.table
+                )),
+            }
         }
     }
 
@@ -107,6 +169,15 @@ impl VSchema {
     fn validate_vindex(&self, path: &str, vindex: &VindexEntry, faults: &mut Vec<String>) {
         match vindex {
             VindexEntry::Hash {} | VindexEntry::Xxhash {} => {}
+            VindexEntry::Lookup { .. } | VindexEntry::LookupUnique { .. } => {
+                let Some(lookup) = vindex.lookup() else { return };
+                if lookup.table.is_empty() || lookup.table.to_ascii_lowercase().starts_with("_dosql_") {
+                    faults.push(format!("{path}: {:?} cannot be the lookup table's name", lookup.table));
+                }
+                if lookup.from == Some("") || lookup.to().is_empty() {
+                    faults.push(format!("{path}: the name of a column is empty"));
+                }
+            }
             VindexEntry::ConsistentHash { virtual_nodes } => {
                 let weights: u64 = self.shards.iter().map(|shard| u64::from(shard.weight())).sum();
                 if *virtual_nodes == 0 || u64::from(*virtual_nodes) * weights.max(1) > MAX_POINTS {

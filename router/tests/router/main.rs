@@ -8,6 +8,7 @@
 
 mod errors;
 mod limits;
+mod lookups;
 mod oracle;
 mod plans;
 mod sequences;

@@ -52,7 +52,7 @@ impl Store {
                 let finished = self.finish(request_id, results);
                 finished.or_else(|error| self.abandon(error))
             }
-            Ok(results) => Ok(ShardExecuted { results, lsn: self.log.last_lsn, duplicate: false }),
+            Ok(results) => Ok(ShardExecuted { results, lsn: self.log.last_lsn, ..ShardExecuted::default() }),
             Err(error) if open => self.abandon(error),
             Err(error) => Err(error.into()),
         }
@@ -77,7 +77,7 @@ impl Store {
                 let record = capture.record(self.log.last_lsn + 1, hlc);
                 self.log.append(&self.connection, hlc, record)?;
             }
-            let executed = ShardExecuted { results, lsn: self.log.last_lsn, duplicate: false };
+            let executed = ShardExecuted { results, lsn: self.log.last_lsn, ..ShardExecuted::default() };
             self.log.remember(&self.connection, request_id, now_ms, &executed)?;
             run_own(&self.connection, own_sql!("RELEASE _dosql_unit"))?;
             Ok(executed)

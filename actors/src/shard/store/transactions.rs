@@ -5,8 +5,9 @@
 use std::rc::Rc;
 
 use dosql_proto::{
-    Ending, Error, ErrorCode, FinishTransaction, PreparedTransaction, RollbackTo, ShardExecute, ShardExecuted,
-    ShardLoad, ShardQuery, ShardTransaction, StatementResult, TransactionNoted, ValidateReads, WalRecord,
+    Ending, Error, ErrorCode, FinishTransaction, ImagesOf, PreparedTransaction, RollbackTo, ShardExecute,
+    ShardExecuted, ShardLoad, ShardQuery, ShardTransaction, StatementResult, TransactionNoted, ValidateReads,
+    WalRecord,
 };
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -115,7 +116,7 @@ impl Store {
         transaction: &ShardTransaction,
     ) -> Result<ShardExecuted, Failure> {
         check_texts(&request.statements)?;
-        self.within(transaction, |store| store.statements(&request.statements, &mut true))
+        self.within(transaction, &request.images_of, |store| store.statements(&request.statements, &mut true))
     }
 
     /// Inserts rows in bulk, in a transaction.
@@ -124,7 +125,7 @@ impl Store {
         request: &ShardLoad,
         transaction: &ShardTransaction,
     ) -> Result<ShardExecuted, Failure> {
-        self.within(transaction, |store| store.rows(request, &mut true))
+        self.within(transaction, &[], |store| store.rows(request, &mut true))
     }
 
     /// Fails where a transaction holds the lock.
@@ -216,6 +217,7 @@ impl Store {
     fn within(
         &mut self,
         transaction: &ShardTransaction,
+        images_of: &[ImagesOf],
         body: impl FnOnce(&mut Self) -> Result<Vec<StatementResult>, Error>,
     ) -> Result<ShardExecuted, Failure> {
         if let Some(known) = self.take_lock(transaction)? {
@@ -231,16 +233,23 @@ impl Store {
         };
         let done = self.savepoint("SAVEPOINT").and_then(|()| {
             self.in_transaction = true;
-            let done = body(self).and_then(|results| self.note_sequences().map(|()| results));
+            let done = body(self).and_then(|results| {
+                self.note_sequences()?;
+                let images = match images_of {
+                    [] => Vec::new(),
+                    of => self.capture.borrow_mut().log_mut().images_since(&mark, of)?,
+                };
+                Ok(ShardExecuted { results, lsn: self.log.last_lsn, duplicate: false, images })
+            });
             self.in_transaction = false;
             done
         });
         let done = match done {
-            Ok(results) => self.savepoint("RELEASE").map(|()| results).map_err(Failure::Crash),
+            Ok(executed) => self.savepoint("RELEASE").map(|()| executed).map_err(Failure::Crash),
             Err(error) => self.undo(&mark, error),
         };
         let answer = match done {
-            Ok(results) => Ok(ShardExecuted { results, lsn: self.log.last_lsn, duplicate: false }),
+            Ok(executed) => Ok(executed),
             Err(Failure::Refused(error)) => Err(error),
             Err(crash) => return Err(crash),
         };
@@ -344,7 +353,7 @@ impl Store {
     }
 
     /// Leaves nothing of a message that failed.
-    fn undo(&mut self, mark: &Mark, error: Error) -> Result<Vec<StatementResult>, Failure> {
+    fn undo<T>(&mut self, mark: &Mark, error: Error) -> Result<T, Failure> {
         let kept = {
             let mut capture = self.capture.borrow_mut();
             // What it would say belongs to the failed message.

@@ -1,8 +1,8 @@
 //! What a shard promises of transactions over several messages.
 
 use dosql_proto::{
-    Ending, Error, ErrorCode, FinishTransaction, RollbackTo, ShardExecute, ShardExecuted, ShardQuery, ShardTransaction,
-    ValidateReads, Value, WalRecord, shard_reply::Reply, shard_request::Request,
+    Ending, Error, ErrorCode, FinishTransaction, ImagesOf, RollbackTo, Row, ShardExecute, ShardExecuted, ShardQuery,
+    ShardTransaction, ValidateReads, Value, WalRecord, shard_reply::Reply, shard_request::Request,
 };
 
 use super::{Bench, shown, statement};
@@ -173,6 +173,43 @@ fn what_is_prepared_survives_and_waits_for_its_coordinator() {
             }
             bench.run("DELETE FROM t").await;
         }
+    });
+}
+
+#[test]
+fn a_message_tells_the_rows_that_it_has_changed() {
+    run(async {
+        let mut bench = bench().await;
+        let mut tx = Tx::new("a");
+        let of = |columns: &[&str]| {
+            let columns = columns.iter().map(|name| (*name).to_owned()).collect();
+            vec![ImagesOf { table: "T".to_owned(), columns }]
+        };
+        let asking = |request: Request, images_of: Vec<ImagesOf>| match request {
+            Request::Execute(execute) => Request::Execute(ShardExecute { images_of, ..execute }),
+            other => other,
+        };
+        let row = |value: Value| Some(Row { values: vec![value] });
+        bench.done(tx.next(&["INSERT INTO t VALUES (2, 'y')"])).await;
+        let request = asking(
+            tx.next(&["UPDATE t SET b = 'z' WHERE a = 1", "INSERT OR REPLACE INTO t VALUES (2, 'w')"]),
+            of(&["b"]),
+        );
+        let told = bench.done(request.clone()).await;
+        let images: Vec<_> = told.images.iter().map(|image| (image.rowid, &image.before, &image.after)).collect();
+        let (x, y, z, w) = (row("x".into()), row("y".into()), row("z".into()), row("w".into()));
+        assert_eq!(images, [(1, &x, &z), (2, &y, &None), (2, &None, &w)]);
+        assert_eq!(bench.done(request).await, told);
+        assert!(bench.done(asking(tx.next(&[]), of(&["a", "b"]))).await.images.is_empty());
+        let error = bench.ask(asking(tx.next(&["DELETE FROM t"]), of(&["c"]))).await.unwrap_err();
+        assert_eq!((error.code(), error.message.as_str()), (ErrorCode::UnknownColumn, "no such column: t.c"));
+        assert_eq!(bench.value(tx.query(COUNT)).await, Value::from(2));
+        let alone = ShardExecute {
+            images_of: of(&["b"]),
+            statements: vec![statement(COUNT, Vec::new())],
+            ..ShardExecute::default()
+        };
+        bench.fails(Request::Execute(alone), ErrorCode::InvalidRequest).await;
     });
 }
 

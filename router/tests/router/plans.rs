@@ -8,7 +8,10 @@ use super::Database;
 const VSCHEMA: &str = r#"{"tables": {
     "users": {"type": "sharded", "column": "id"},
     "orders": {"type": "sharded", "column": "user_id"},
-    "countries": {"type": "reference"}
+    "countries": {"type": "reference"},
+    "people": {"type": "sharded", "column": "tenant", "lookups": [
+        {"column": "email", "vindex": {"type": "lookup_unique", "table": "people_by_email", "to": "tenant"}},
+        {"column": "city", "vindex": {"type": "lookup", "table": "people_by_city"}}]}
 }}"#;
 
 #[tokio::test]
@@ -19,6 +22,7 @@ async fn plans_are_as_written() {
         "CREATE TABLE orders (user_id INT, item TEXT, amount NUMERIC)",
         "CREATE TABLE countries (code TEXT PRIMARY KEY, title TEXT)",
         "CREATE TABLE log (line TEXT)",
+        "CREATE TABLE people (tenant INT, email TEXT UNIQUE, city TEXT, n INT)",
     ] {
         database.execute(sql, &[]).await.unwrap();
     }

@@ -73,12 +73,16 @@ fn three_shards_answer_as_one_sqlite() {
 /// Goes through one database. How many statements were compared, and how many failed on both sides alike.
 async fn database(seed: u64) -> Result<(usize, usize), String> {
     let mut random = Random::new(seed);
-    let schema = Schema::new(&mut random);
+    let schema = Schema::new(&mut random, &mut Random::new(!seed));
     let plain = rusqlite::Connection::open_in_memory().unwrap();
     plain.execute_batch("PRAGMA foreign_keys = ON").unwrap();
     let sharded = Sharded::new(SHARDS).unwrap();
     let client = sharded.client();
     let mut history = Vec::new();
+    for sql in &schema.vschema {
+        execute(&client, sql).await.map_err(|error| format!("{sql}: {error}"))?;
+        history.push(sql.clone());
+    }
     let mut errors = 0;
     let mut setup: Vec<String> = schema.statements.clone();
     for table in schema.tables.iter().filter(|table| !table.is_view) {

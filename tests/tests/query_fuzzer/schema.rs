@@ -30,6 +30,8 @@ pub(crate) struct Table {
 
 pub(crate) struct Schema {
     pub(crate) tables: Vec<Table>,
+    /// For the shards alone: lookup vindexes of some columns.
+    pub(crate) vschema: Vec<String>,
     pub(crate) statements: Vec<String>,
 }
 
@@ -65,10 +67,11 @@ pub(crate) fn literal(random: &mut Random, kind: Kind) -> String {
 }
 
 impl Schema {
-    pub(crate) fn new(random: &mut Random) -> Self {
-        let mut schema = Self { tables: Vec::new(), statements: Vec::new() };
+    /// `lookups` chooses which columns have lookup vindexes.
+    pub(crate) fn new(random: &mut Random, lookups: &mut Random) -> Self {
+        let mut schema = Self { tables: Vec::new(), vschema: Vec::new(), statements: Vec::new() };
         for number in 0..2 + random.below(3) {
-            schema.table(random, number);
+            schema.table(random, lookups, number);
         }
         for number in 0..random.below(4) {
             schema.index(random, number);
@@ -86,13 +89,17 @@ impl Schema {
         schema
     }
 
-    fn table(&mut self, random: &mut Random, number: usize) {
+    fn table(&mut self, random: &mut Random, lookups: &mut Random, number: usize) {
         let name = format!("t{number}");
         let mut columns = Vec::new();
         let mut definitions = Vec::new();
         let count = 2 + random.below(4);
         let mut key = Vec::new();
         let mut without_rowid = false;
+        let looked_up = lookups.chance(40);
+        if looked_up {
+            self.vschema.push(format!("ALTER VSCHEMA ON t{number} ADD VINDEX hash(c0)"));
+        }
         for index in 0..count {
             let (declared, kind) = *random.pick(&[
                 ("INTEGER", Kind::Integer),
@@ -121,6 +128,20 @@ impl Schema {
                 }
             } else if random.chance(10) {
                 definition.push_str(&format!(" DEFAULT {}", literal(random, kind)));
+            }
+            if looked_up && index > 0 && lookups.chance(60) {
+                let unique = lookups.chance(50);
+                if unique {
+                    definition.push_str(" UNIQUE");
+                    if key.is_empty() || !without_rowid && lookups.chance(50) {
+                        key = vec![name.clone()];
+                    }
+                }
+                let kind = if unique { "lookup_unique" } else { "lookup" };
+                let table = format!("t{number}_by_{name}");
+                self.vschema.push(format!(
+                    "ALTER VSCHEMA ON t{number} ADD VINDEX {table}({name}) USING {kind} WITH table={table}"
+                ));
             }
             definitions.push(definition);
             columns.push(Column { name, kind, generated: false });

@@ -4,3 +4,4 @@ pub mod conformance;
 pub mod seeds;
 pub mod serialisability;
 pub mod sharded;
+pub mod storms;

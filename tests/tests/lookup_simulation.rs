@@ -7,18 +7,18 @@
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
+use dosql_actors::Settings;
 use dosql_actors::cdc::Cdc;
 use dosql_actors::host::simulation::{SimClient, Simulation, SimulationConfig};
 use dosql_actors::runtime::TransactionMode;
 use dosql_actors::shard::Shard;
-use dosql_actors::{Call, Settings};
 use dosql_lake::Lake;
 use dosql_proto::{
-    Address, Consistency, Error, ErrorCode, ExecuteRequest, OpenSession, QueryOptions, RouterProtocol, RouterRequest,
-    Statement, router_reply, router_request,
+    Consistency, Error, ErrorCode, ExecuteRequest, OpenSession, QueryOptions, Statement, router_reply, router_request,
 };
 use dosql_router::Router;
 use dosql_tests::seeds::seeds;
+use dosql_tests::storms::{Random, ask_router, partitions};
 use futures_util::future::{join_all, join3};
 
 const CLIENTS: u64 = 3;
@@ -59,7 +59,7 @@ fn stormy(transaction_mode: TransactionMode) -> SimulationConfig {
 struct Client<'a> {
     simulation: SimClient,
     number: u64,
-    random: Cell<u64>,
+    random: Random,
     requests: Cell<u64>,
     /// Writes that were acknowledged, and transactions whose reads agreed.
     done: &'a Cell<u64>,
@@ -68,16 +68,11 @@ struct Client<'a> {
 
 impl Client<'_> {
     fn below(&self, end: u64) -> u64 {
-        let next = self.random.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.random.set(next);
-        (next >> 33) % end
+        self.random.below(end)
     }
 
     async fn ask(&self, request: router_request::Request) -> Result<router_reply::Reply, Error> {
-        let call = Call::system().within(self.simulation.now_ms(), 2_500);
-        let request = RouterRequest { request: Some(request) };
-        let reply = self.simulation.ask::<RouterProtocol>("default", request, &call).await?;
-        reply.reply.ok_or_else(|| Error::internal("an empty answer"))
+        ask_router(&self.simulation, request, 2_500).await
     }
 
     /// The rows of a statement as sorted texts; sent again while that may help.
@@ -199,21 +194,6 @@ impl Client<'_> {
     }
 }
 
-/// Now and then cuts a part of the system off for a while.
-async fn partitions(simulation: &Simulation, client: &SimClient, mut random: u64, done: &Cell<bool>) {
-    while !done.get() {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        client.sleep(Duration::from_millis(200 + (random >> 33) % 2_000)).await;
-        let cut = match (random >> 20) % 4 {
-            3 => Address::new("router", "default"),
-            shard => Address::new("shard", format!("shard-{shard}")),
-        };
-        simulation.isolate(&cut);
-        client.sleep(Duration::from_millis(100 + (random >> 40) % 500)).await;
-        simulation.heal();
-    }
-}
-
 /// One history: what was done, how many actors died, and what is wrong.
 fn history(seed: u64, config: SimulationConfig) -> (u64, u64, Vec<String>) {
     let simulation = Simulation::new(seed, config).unwrap();
@@ -225,7 +205,7 @@ fn history(seed: u64, config: SimulationConfig) -> (u64, u64, Vec<String>) {
     let client = |number: u64| Client {
         simulation: simulation.client(),
         number,
-        random: Cell::new(seed.wrapping_mul(31) + number),
+        random: Random::new(seed.wrapping_mul(31) + number),
         requests: Cell::new(0),
         done: &done,
         wrong: &wrong,

@@ -21,6 +21,7 @@ use dosql_proto::{
 };
 use dosql_router::Router;
 use dosql_tests::seeds::seeds;
+use dosql_tests::storms::{Random, ask_router};
 use futures_util::future::join4;
 
 /// Writes in one history, and how often one is sent before the client gives up.
@@ -51,7 +52,7 @@ fn settings(seed: u64) -> Settings {
 struct World<'s> {
     simulation: &'s Simulation,
     client: SimClient,
-    random: Cell<u64>,
+    random: Random,
     /// Every row that was ever sent, and its text.
     sent: RefCell<BTreeMap<i64, String>>,
     /// Rows whose write was acknowledged as replicated, and when.
@@ -79,16 +80,11 @@ type Outcome = Result<(), String>;
 
 impl World<'_> {
     fn below(&self, end: u64) -> u64 {
-        let next = self.random.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.random.set(next);
-        (next >> 33) % end
+        self.random.below(end)
     }
 
     async fn router(&self, request: router_request::Request, patience_ms: u64) -> Result<router_reply::Reply, Error> {
-        let call = Call::system().within(self.client.now_ms(), patience_ms);
-        let request = RouterRequest { request: Some(request) };
-        let reply = self.client.ask::<RouterProtocol>("default", request, &call).await?;
-        reply.reply.ok_or_else(|| Error::internal("an empty answer"))
+        ask_router(&self.client, request, patience_ms).await
     }
 
     async fn execute(&self, sql: &str, id: &str, options: QueryOptions) -> Result<ExecuteResponse, Error> {
@@ -481,7 +477,7 @@ fn history(seed: u64, config: SimulationConfig, durable: bool) -> Result<Told, S
     let world = World {
         simulation: &simulation,
         client: simulation.client(),
-        random: Cell::new(seed),
+        random: Random::new(seed),
         sent: RefCell::default(),
         replicated: RefCell::default(),
         together: RefCell::default(),

@@ -19,6 +19,7 @@ use dosql_proto::{
     shard_request,
 };
 use dosql_tests::seeds::seeds;
+use dosql_tests::storms::Random;
 
 const SHARDS: [&str; 2] = ["shard-0", "shard-1"];
 const WRITES: u64 = 60;
@@ -37,17 +38,6 @@ fn settings() -> Settings {
         cdc_batch_timeout_ms: 200,
         cdc_retry_delay_ms: 20,
         ..Settings::default()
-    }
-}
-
-/// An LCG: what is written need not be well distributed, only different from seed to seed.
-struct Random(Cell<u64>);
-
-impl Random {
-    fn below(&self, end: u64) -> u64 {
-        let next = self.0.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.0.set(next);
-        (next >> 33) % end
     }
 }
 
@@ -218,7 +208,7 @@ fn history(seed: u64) -> Told {
     simulation.register::<Shard>();
     simulation.register::<Cdc>();
     let client = simulation.client();
-    let random = Random(Cell::new(seed));
+    let random = Random::new(seed);
     let written = Cell::new(0_u64);
     let told = RefCell::new(Told::default());
     let subscriber = simulation.block_on(async {

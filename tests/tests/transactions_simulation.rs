@@ -16,13 +16,13 @@ use dosql_actors::{Call, Settings};
 use dosql_lake::Lake;
 use dosql_proto::value::Kind;
 use dosql_proto::{
-    Address, BatchRequest, Consistency, Error, ErrorCode, ExecuteRequest, OpenSession, QueryOptions, RouterProtocol,
-    RouterRequest, Row, ShardProtocol, ShardRequest, ShardStatusRequest, Statement, Value, router_reply,
-    router_request, shard_reply, shard_request,
+    BatchRequest, Consistency, Error, ErrorCode, ExecuteRequest, OpenSession, QueryOptions, Row, ShardProtocol,
+    ShardRequest, ShardStatusRequest, Statement, Value, router_reply, router_request, shard_reply, shard_request,
 };
 use dosql_router::Router;
 use dosql_tests::seeds::seeds;
 use dosql_tests::serialisability::{Operation, Step, Verdict, judge};
+use dosql_tests::storms::{Random, ask_router, partitions};
 use futures_util::future::{join, join_all};
 
 const ACCOUNTS: i64 = 6;
@@ -67,16 +67,14 @@ enum Outcome<T> {
 struct Client<'a> {
     simulation: SimClient,
     number: u64,
-    random: Cell<u64>,
+    random: Random,
     requests: Cell<u64>,
     history: &'a RefCell<Vec<Operation>>,
 }
 
 impl Client<'_> {
     fn below(&self, end: u64) -> u64 {
-        let next = self.random.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.random.set(next);
-        (next >> 33) % end
+        self.random.below(end)
     }
 
     fn account(&self) -> i64 {
@@ -96,10 +94,7 @@ impl Client<'_> {
     }
 
     async fn ask(&self, request: router_request::Request) -> Result<router_reply::Reply, Error> {
-        let call = Call::system().within(self.simulation.now_ms(), 2_500);
-        let request = RouterRequest { request: Some(request) };
-        let reply = self.simulation.ask::<RouterProtocol>("default", request, &call).await?;
-        reply.reply.ok_or_else(|| Error::internal("an empty answer"))
+        ask_router(&self.simulation, request, 2_500).await
     }
 
     /// Sends a request with an id until it is known what came of it.
@@ -263,22 +258,6 @@ fn numbers(reply: &router_reply::Reply) -> Vec<Vec<i64>> {
     rows.iter().map(|row| row.values.iter().map(number).collect()).collect()
 }
 
-/// Now and then cuts a part of the system off for a while.
-async fn partitions(simulation: &Simulation, client: &SimClient, mut random: u64, done: &Cell<bool>) {
-    while !done.get() {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let pause = 200 + (random >> 33) % 2_000;
-        client.sleep(Duration::from_millis(pause)).await;
-        let cut = match (random >> 20) % 4 {
-            3 => Address::new("router", "default"),
-            shard => Address::new("shard", format!("shard-{shard}")),
-        };
-        simulation.isolate(&cut);
-        client.sleep(Duration::from_millis(100 + (random >> 40) % 500)).await;
-        simulation.heal();
-    }
-}
-
 /// One history; says what is wrong with it.
 fn history(seed: u64, config: SimulationConfig) -> Result<(u64, usize), String> {
     let simulation = Simulation::new(seed, config).map_err(|error| error.to_string())?;
@@ -290,7 +269,7 @@ fn history(seed: u64, config: SimulationConfig) -> Result<(u64, usize), String> 
     let client = |number: u64| Client {
         simulation: simulation.client(),
         number,
-        random: Cell::new(seed.wrapping_mul(31) + number),
+        random: Random::new(seed.wrapping_mul(31) + number),
         requests: Cell::new(0),
         history: &noted,
     };

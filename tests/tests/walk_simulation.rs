@@ -16,11 +16,12 @@ use dosql_lake::Lake;
 use dosql_proto::value::Kind;
 use dosql_proto::{
     CdcProtocol, CdcReply, CdcRequest, Error, ErrorCode, ExecuteRequest, FlushLake, LoadRequest, Operation,
-    PollChanges, RouterProtocol, RouterRequest, Row, RowChange, Statement, StatementResult, SubscribeRequest, Value,
-    cdc_reply, cdc_request, router_reply, router_request,
+    PollChanges, Row, RowChange, Statement, StatementResult, SubscribeRequest, Value, cdc_reply, cdc_request,
+    router_reply, router_request,
 };
 use dosql_router::Router;
 use dosql_tests::seeds::seeds;
+use dosql_tests::storms::{Random, ask_router};
 
 #[path = "../../lake/tests/support/reading.rs"]
 mod reading;
@@ -42,6 +43,8 @@ mod support {
     }
 }
 
+/// How long the router may take to answer, in milliseconds of the simulation.
+const PATIENCE_MS: u64 = 8_000;
 /// Writes in one walk, beside the schema changes.
 const WRITES: u64 = 24;
 /// How often a write is sent before the client gives up, not knowing whether it happened.
@@ -123,15 +126,13 @@ enum Request {
 struct Client {
     simulation: SimClient,
     /// Draws what is written; not the faults.
-    random: u64,
+    random: Random,
     histories: Histories,
 }
 
 impl Client {
-    fn below(&mut self, end: u64) -> u64 {
-        // An LCG: what is written need not be well distributed, only different from seed to seed.
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.random >> 33) % end
+    fn below(&self, end: u64) -> u64 {
+        self.random.below(end)
     }
 
     async fn send(&self, request: &Request, id: &str) -> Result<u64, Error> {
@@ -151,7 +152,7 @@ impl Client {
                 ..LoadRequest::default()
             }),
         };
-        match ask_router(&self.simulation, request).await? {
+        match ask_router(&self.simulation, request, PATIENCE_MS).await? {
             router_reply::Reply::Execute(response) => Ok(response.result.unwrap_or_default().rows_affected),
             router_reply::Reply::Load(response) => Ok(response.rows_loaded),
             other => Err(Error::internal(format!("not the answer to a write: {other:?}"))),
@@ -296,16 +297,10 @@ fn insert(id: i64, number: u64) -> Write {
     }
 }
 
-async fn ask_router(client: &SimClient, request: router_request::Request) -> Result<router_reply::Reply, Error> {
-    let call = Call::system().within(client.now_ms(), 8_000);
-    let reply = client.ask::<RouterProtocol>("default", RouterRequest { request: Some(request) }, &call).await?;
-    reply.reply.ok_or_else(|| Error::internal("an empty answer"))
-}
-
 async fn select(client: &SimClient, sql: &str) -> Result<StatementResult, Error> {
     let statement = Some(Statement { sql: sql.to_owned(), params: Vec::new() });
     let execute = ExecuteRequest { statement, timeout_ms: 5_000, ..ExecuteRequest::default() };
-    match ask_router(client, router_request::Request::Execute(execute)).await? {
+    match ask_router(client, router_request::Request::Execute(execute), PATIENCE_MS).await? {
         router_reply::Reply::Execute(response) => Ok(response.result.unwrap_or_default()),
         other => Err(Error::internal(format!("not the answer to SELECT: {other:?}"))),
     }
@@ -505,7 +500,7 @@ fn walk(seed: u64, config: SimulationConfig) -> Result<Simulation, Failure> {
     simulation.register::<Router>();
     simulation.register::<Cdc>();
     simulation.register::<Lake>();
-    let mut client = Client { simulation: simulation.client(), random: seed, histories: Histories::new() };
+    let mut client = Client { simulation: simulation.client(), random: Random::new(seed), histories: Histories::new() };
     let written = simulation.block_on(client.write());
     simulation.quiesce(Duration::from_secs(30));
     let Client { simulation: client, histories, .. } = client;

@@ -15,7 +15,7 @@ use super::{Catalog, unsupported};
 use crate::affinity::{Affinity, Collation};
 use crate::sql_text::quote;
 use crate::vindex::{KeyColumn, Vindex};
-use crate::vschema::{TableEntry, VSchema, VindexChoice, VindexEntry};
+use crate::vschema::{TableEntry, VSchema, VindexEntry};
 
 /// A lookup table's column that tells an owner's rows with the same value and the same sharding key apart.
 pub(crate) const OWNER_ROW: &str = "owner_row";
@@ -121,11 +121,16 @@ impl Definition {
         if self.unique {
             return vec![format!("CREATE TABLE {table} ({declared} PRIMARY KEY, {to}, {OWNER_ROW}) WITHOUT ROWID")];
         }
-        let index = quote(&format!("{}_{}", self.table, self.from));
+        let index = quote(&self.index());
         vec![
             format!("CREATE TABLE {table} ({declared} NOT NULL, {to}, {OWNER_ROW})"),
             format!("CREATE INDEX {index} ON {table} ({from}, {to}, {OWNER_ROW})"),
         ]
+    }
+
+    /// The index of one whose values several rows may have.
+    fn index(&self) -> String {
+        format!("{}_{}", self.table, self.from)
     }
 
     /// The statement that drops it.
@@ -207,10 +212,7 @@ impl Catalog {
                     ))
                 })?;
                 Ok(Definition {
-                    name: match &entry.vindex {
-                        VindexChoice::Named(name) => name.clone(),
-                        VindexChoice::Own(_) => lookup.table.to_owned(),
-                    },
+                    name: entry.vindex.name().to_owned(),
                     unique: lookup.unique,
                     owner: shape.name.clone(),
                     column: info.name.clone(),
@@ -329,12 +331,11 @@ impl Catalog {
     /// Fails where something is called like a lookup table that is to be made.
     pub(super) fn check_new(&self, definition: &Definition) -> Result<(), Error> {
         let sql = "SELECT 1 FROM sqlite_schema WHERE name IN (?1, ?2) COLLATE NOCASE";
-        let index = format!("{}_{}", definition.table, definition.from);
         let taken = self
             .mirror
             .connection
             .prepare(sql)
-            .and_then(|mut statement| statement.exists([&definition.table, &index]))
+            .and_then(|mut statement| statement.exists([&definition.table, &definition.index()]))
             .map_err(sql_error)?;
         if !taken {
             return Ok(());

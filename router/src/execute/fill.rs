@@ -2,6 +2,7 @@
 //! rows from before are entered batch by batch, each in a transaction that holds the lock of the rows' shard. Whatever happens
 //! in between, a row's entry is there once, since it names the row.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -122,7 +123,7 @@ impl Shared {
         let statement = next_rows(definition, after);
         let asked = Asked { shard, statement, max_bytes: 1 << 20, max_rows: 0, step: "fill", table: &definition.table };
         let rows = self.all_of(asked, scope).await?;
-        let mut parts: std::collections::BTreeMap<usize, Vec<Statement>> = std::collections::BTreeMap::new();
+        let mut parts: BTreeMap<usize, Vec<Statement>> = BTreeMap::new();
         for row in &rows {
             let rowid = match row.values.get(2).and_then(|value| value.kind.as_ref()) {
                 Some(Kind::Integer(rowid)) => *rowid,

@@ -1,6 +1,6 @@
 //! Lookup vindexes: finding the shards of rows by their entries, and keeping the entries with the rows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use dosql_proto::{Error, ErrorCode, ImagesOf, Row, RowImage, ShardExecuted, Statement, Value};
@@ -36,6 +36,20 @@ impl Shared {
             (Target::Lookup(keys), _) => self.look_up(keys, params, scope).await,
             _ => self.resolve(target, params),
         }
+    }
+
+    /// The shards that any of these targets means, each once and in order.
+    pub(super) async fn resolve_each(
+        &self,
+        targets: impl IntoIterator<Item = &Target>,
+        params: &[Value],
+        scope: &Scope,
+    ) -> Result<Vec<usize>, Error> {
+        let mut shards = BTreeSet::new();
+        for target in targets {
+            shards.extend(self.resolve_in(target, params, scope).await?);
+        }
+        Ok(shards.into_iter().collect())
     }
 
     /// The shards that have rows with one of these values.

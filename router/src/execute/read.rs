@@ -31,12 +31,7 @@ impl Shared {
         let Reading { params, max_bytes, .. } = reading;
         let (shards, sql) = match read {
             Read::Pinned { pins, sql, otherwise } => {
-                let mut shards = Vec::new();
-                for pin in pins {
-                    shards.extend(self.resolve_in(pin, params, call).await?);
-                }
-                shards.sort_unstable();
-                shards.dedup();
+                let shards = self.resolve_each(pins, params, call).await?;
                 match otherwise {
                     _ if pins.is_empty() => (self.resolve(&Target::Any, params)?, sql),
                     Some(gather) if shards.len() != 1 => {
@@ -71,12 +66,7 @@ impl Shared {
     ) -> Result<Vec<Row>, Error> {
         let whole = match read {
             Read::Pinned { pins, sql, otherwise } => {
-                let mut shards = Vec::new();
-                for pin in pins {
-                    shards.extend(self.resolve_in(pin, params, call).await?);
-                }
-                shards.sort_unstable();
-                shards.dedup();
+                let mut shards = self.resolve_each(pins, params, call).await?;
                 if pins.is_empty() {
                     shards = self.resolve(&Target::Any, params)?;
                 }

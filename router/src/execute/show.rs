@@ -94,9 +94,7 @@ impl Shared {
             let (kind, column, vindex) = match entry {
                 TableEntry::Unsharded { .. } => ("unsharded", Value::NULL, Value::NULL),
                 TableEntry::Reference {} => ("reference", Value::NULL, Value::NULL),
-                TableEntry::Sharded { column, vindex, .. } => {
-                    ("sharded", column.as_str().into(), choice(vindex).into())
-                }
+                TableEntry::Sharded { column, vindex, .. } => ("sharded", column.as_str().into(), vindex.name().into()),
             };
             // There are no rows on any shard yet.
             rows.push((name.clone(), row([name.as_str().into(), kind.into(), column, vindex, Value::NULL])));
@@ -110,14 +108,11 @@ impl Shared {
         let vschema = &catalog.version.vschema;
         if let Some(TableEntry::Sharded { column, vindex, .. }) = vschema.table(name) {
             let Some(entry) = vschema.vindex(vindex) else { return Ok(Vec::new()) };
-            let named = choice(vindex);
+            let named = vindex.name();
             let mut rows = vec![row([column.as_str().into(), named.into(), entry.kind().into(), params(entry)?])];
             for (lookup, _) in vschema.lookups(name) {
                 let Some(entry) = vschema.vindex(&lookup.vindex) else { continue };
-                let named = match &lookup.vindex {
-                    VindexChoice::Named(name) => name.as_str(),
-                    VindexChoice::Own(_) => entry.lookup().map_or(entry.kind(), |lookup| lookup.table),
-                };
+                let named = lookup.vindex.name();
                 rows.push(row([lookup.column.as_str().into(), named.into(), entry.kind().into(), params(entry)?]));
             }
             return Ok(rows);
@@ -139,13 +134,6 @@ impl Shared {
 
 fn row<const WIDTH: usize>(values: [Value; WIDTH]) -> Row {
     Row { values: values.into() }
-}
-
-fn choice(vindex: &VindexChoice) -> &str {
-    match vindex {
-        VindexChoice::Named(name) => name,
-        VindexChoice::Own(vindex) => vindex.kind(),
-    }
 }
 
 /// A vindex's parameters as JSON; NULL where it has none.

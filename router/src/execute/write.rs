@@ -436,13 +436,8 @@ impl Shared {
         let params = &statement.params;
         Ok(match &plan.step {
             Step::Read(Read::Pinned { pins, .. }) => {
-                let mut shards = Vec::new();
-                for pin in pins.iter().filter(|pin| **pin != Target::Any) {
-                    shards.extend(self.resolve_in(pin, params, call).await?);
-                }
-                shards.sort_unstable();
-                shards.dedup();
-                Some(shards)
+                let pins = pins.iter().filter(|pin| **pin != Target::Any);
+                Some(self.resolve_each(pins, params, call).await?)
             }
             // What is looked up must hold still when it is written.
             Step::Write { target: Target::Lookup(_), .. } => None,

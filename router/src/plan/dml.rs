@@ -285,8 +285,9 @@ fn insert(
         Placement::Sharded(column) => Some((column, columns.iter().position(|inserted| *inserted == column))),
         _ => None,
     };
-    let resolves = tree.or.is_some() || tree.replace_into || tree.on.is_some() || declares_conflicts(catalog, target);
-    if resolves && has_unique_lookup(target) {
+    let resolves =
+        || tree.or.is_some() || tree.replace_into || tree.on.is_some() || declares_conflicts(catalog, target);
+    if has_unique_lookup(target) && resolves() {
         return Ok(None);
     }
     // The INTEGER PRIMARY KEY, where the table is sharded by something else.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use super::staged::follow_foreign_keys;
+use super::staged;
 use crate::catalog::{Catalog, Lookup, Prepared, Table};
 use crate::sql_text;
 
@@ -15,17 +15,10 @@ pub(super) fn kept(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Vec<Rc<
     let uses = &prepared.uses;
     let named =
         |names: &BTreeSet<String>, table: &Table| names.iter().any(|name| name.eq_ignore_ascii_case(&table.shape.name));
-    let mut tied: BTreeSet<String> = uses
-        .inserts
-        .iter()
-        .chain(uses.updates.keys())
-        .chain(&uses.deletes)
-        .map(|name| name.to_ascii_lowercase())
-        .filter(|name| catalog.table(name).is_some())
-        .collect();
-    let written = tied.clone();
+    let written = staged::written(catalog, prepared);
+    let mut tied = written.clone();
     // Foreign keys may change rows of tables that the statement does not name.
-    let ties = follow_foreign_keys(catalog, &mut tied);
+    let ties = staged::follow_foreign_keys(catalog, &mut tied);
     let replaces = sql_text::has_word(sql, |word| word.eq_ignore_ascii_case("REPLACE"));
     let mut kept = Vec::new();
     for (name, table) in catalog.tables.iter().filter(|(name, table)| !table.lookups.is_empty() && tied.contains(*name))

@@ -74,14 +74,7 @@ pub(super) fn plan(
     needed: &Needed,
 ) -> Result<Staged, Error> {
     let uses = &prepared.uses;
-    let mut written: BTreeSet<String> = uses
-        .inserts
-        .iter()
-        .chain(uses.updates.keys())
-        .chain(&uses.deletes)
-        .map(|name| name.to_ascii_lowercase())
-        .filter(|name| catalog.table(name).is_some())
-        .collect();
+    let mut written = written(catalog, prepared);
     let foreign_keys = follow_foreign_keys(catalog, &mut written);
     let mut staged = Staged {
         sql: sql_text::number_parameters(sql),
@@ -122,6 +115,13 @@ pub(super) fn plan(
         }
     }
     Ok(staged)
+}
+
+/// The tables that a statement writes, in lower case.
+pub(super) fn written(catalog: &Catalog, prepared: &Prepared) -> BTreeSet<String> {
+    let uses = &prepared.uses;
+    let names = uses.inserts.iter().chain(uses.updates.keys()).chain(&uses.deletes);
+    names.map(|name| name.to_ascii_lowercase()).filter(|name| catalog.table(name).is_some()).collect()
 }
 
 /// Adds the tables that foreign keys tie to those written; whether there are any.

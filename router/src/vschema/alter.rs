@@ -85,7 +85,7 @@ impl VSchema {
                     return Err(missing(format!("table {table} has no vindex")));
                 };
                 if !after.drop_lookup(table, vindex) {
-                    if !called(known, vindex) {
+                    if !known.name().eq_ignore_ascii_case(vindex) {
                         return Err(missing(format!("table {table} has no vindex {vindex}")));
                     }
                     after.remove(table)?;
@@ -155,7 +155,7 @@ impl VSchema {
         let entry = self.tables.iter_mut().find(|(known, _)| known.eq_ignore_ascii_case(table));
         let Some((_, TableEntry::Sharded { lookups, .. })) = entry else { return false };
         let before = lookups.len();
-        lookups.retain(|lookup| !called(&lookup.vindex, vindex));
+        lookups.retain(|lookup| !lookup.vindex.name().eq_ignore_ascii_case(vindex));
         lookups.len() < before
     }
 
@@ -215,17 +215,6 @@ impl VSchema {
         let known = known.ok_or_else(|| missing(format!("the VSchema has no table {table}")))?;
         self.tables.remove(&known);
         Ok(())
-    }
-}
-
-/// Whether a statement that names a vindex means this one: its own name, its type's, or its lookup table's.
-fn called(choice: &VindexChoice, name: &str) -> bool {
-    match choice {
-        VindexChoice::Named(known) => known.eq_ignore_ascii_case(name),
-        VindexChoice::Own(own) => match own.lookup() {
-            Some(lookup) => lookup.table.eq_ignore_ascii_case(name),
-            None => own.kind().eq_ignore_ascii_case(name),
-        },
     }
 }
 

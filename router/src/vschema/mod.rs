@@ -181,6 +181,16 @@ impl<'de> Deserialize<'de> for VindexChoice {
     }
 }
 
+impl VindexChoice {
+    /// What statements and SHOW call it: its own name, its lookup table's, or its type's.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Named(name) => name,
+            Self::Own(own) => own.lookup().map_or(own.kind(), |lookup| lookup.table),
+        }
+    }
+}
+
 impl Default for VindexChoice {
     fn default() -> Self {
         Self::Own(VindexEntry::default())

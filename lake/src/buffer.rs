@@ -23,6 +23,8 @@ pub(crate) enum Action {
     },
     /// The shard dropped the table: none of its rows remain.
     Drop,
+    /// The shard's rows have the change's layout from here on.
+    Reshape,
 }
 
 /// One change of a source table.
@@ -102,9 +104,15 @@ impl Buffer {
         let mut place = Place { shard, lsn, committed_ms, ordinal: 0 };
         let mut schema_changes = schema_changes.into_iter().peekable();
         let mut layouts = vec![None; tables.len()];
+        // Up to here the changes only show values under a column's new name. The lake follows columns by their ids.
+        let mut renamed = 0;
         for (number, (index, rowid, action)) in changes.into_iter().enumerate() {
             while let Some(change) = schema_changes.next_if(|change| change.after_changes as usize <= number) {
+                renamed = number + change.renaming_changes as usize;
                 self.push_schema_change(change, &mut place);
+            }
+            if number < renamed {
+                continue;
             }
             let table = &tables[index];
             if !is_mirrored(&table.name) {
@@ -134,7 +142,11 @@ impl Buffer {
             self.events += 1;
         }
         if let Some(table) = table.filter(|table| is_mirrored(&table.name)) {
-            entry(&mut self.tables, &table.name).layout(&table);
+            let buffer = entry(&mut self.tables, &table.name);
+            let layout = buffer.layout(&table);
+            buffer.changes.push(place.change(0, layout, Action::Reshape));
+            self.bytes += size_of::<Change>() as u64;
+            self.events += 1;
         }
     }
 }
@@ -153,9 +165,10 @@ struct Place<'a> {
 
 impl Place<'_> {
     fn change(&mut self, rowid: i64, layout: usize, action: Action) -> Change {
-        let ordinal = self.ordinal;
-        self.ordinal += 1;
-        let Self { lsn, committed_ms, .. } = *self;
+        let Self { lsn, committed_ms, ordinal, .. } = *self;
+        if !matches!(action, Action::Reshape) {
+            self.ordinal += 1;
+        }
         Change { shard: Rc::clone(self.shard), lsn, committed_ms, ordinal, rowid, layout, action }
     }
 }
@@ -187,7 +200,7 @@ fn action_bytes(action: &Action) -> u64 {
     match action {
         Action::Insert { after: row } | Action::Delete { before: row } => row_bytes(row),
         Action::Update { before, after } => row_bytes(before) + row_bytes(after),
-        Action::Drop => 0,
+        Action::Drop | Action::Reshape => 0,
     }
 }
 

@@ -172,6 +172,7 @@ impl Writer {
             .set_properties(versions.into_iter().collect())?
             .build()?
             .metadata;
+        let metadata = table.updated_at(metadata, self.context.now_ms())?;
         table.commit_metadata(&*self.objects, metadata).await
     }
 }

@@ -7,11 +7,14 @@ use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef, TimeUn
 use dosql_proto::WalTable;
 use iceberg::spec::{NestedField, PrimitiveType, Schema, Type};
 use parquet::arrow::PARQUET_FIELD_ID_META_KEY;
+use serde::{Deserialize, Serialize};
 
 use crate::LakeError;
+use crate::forms::FormColumn;
 
 /// A column's type in the lake.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum ColumnType {
     Long,
     Double,
@@ -187,18 +190,6 @@ impl LakeColumns {
         }
         Ok(Self { columns, arrow: Arc::new(ArrowSchema::new(fields)), key })
     }
-
-    /// For each lake column, the index of the source column that fills it, in a row of this layout.
-    pub(crate) fn sources(&self, layout: &WalTable, partition_field: &str) -> Vec<Option<usize>> {
-        let names: Vec<_> = layout.columns.iter().map(|column| lake_name(&column.name, partition_field)).collect();
-        self.columns
-            .iter()
-            .map(|column| match column.source {
-                Source::Meta(_) => None,
-                Source::Column(_) => names.iter().position(|name| name.eq_ignore_ascii_case(&column.name)),
-            })
-            .collect()
-    }
 }
 
 fn arrow_type(source: &Source) -> DataType {
@@ -217,52 +208,28 @@ pub(crate) fn arrow_field(name: &str, data_type: DataType, id: i32, nullable: bo
     Field::new(name, data_type, nullable).with_metadata(metadata)
 }
 
-/// The schema of a new lake table. Field ids start at 1.
-pub(crate) fn new_schema(kind: TableKind, layouts: &[WalTable], partition_field: &str) -> Result<Schema, LakeError> {
+/// The schema of a new lake table without columns of the source's. Field ids start at 1.
+pub(crate) fn new_schema(kind: TableKind) -> Result<Schema, LakeError> {
     let fields = kind
         .meta()
         .iter()
         .zip(1..)
         .map(|(meta, id)| NestedField::optional(id, meta.name(), Type::Primitive(meta.iceberg())).into());
-    let schema = Schema::builder().with_schema_id(0).with_fields(fields).build()?;
-    let last_id = schema.highest_field_id();
-    Ok(with_columns(&schema, last_id, layouts, partition_field)?.unwrap_or(schema))
+    Ok(Schema::builder().with_schema_id(0).with_fields(fields).build()?)
 }
 
-/// Ids of the columns that are the primary key of the newest of these layouts, in key order.
-pub(crate) fn key_ids(schema: &Schema, layouts: &[WalTable], partition_field: &str) -> Vec<i32> {
-    let Some(layout) = layouts.iter().rfind(|layout| !layout.columns.is_empty()) else { return Vec::new() };
-    let id = |position: &u32| {
-        let name = lake_name(&layout.columns.get(*position as usize)?.name, partition_field);
-        schema.as_struct().fields().iter().find(|field| field.name.eq_ignore_ascii_case(&name)).map(|field| field.id)
-    };
-    layout.primary_key.iter().map(id).collect::<Option<_>>().unwrap_or_default()
-}
-
-/// The schema with the columns it lacks, before the ones every lake table has; `None` where it lacks none.
+/// The schema with these columns of the source's, before the ones that every lake table has.
 pub(crate) fn with_columns(
     schema: &Schema,
-    mut last_id: i32,
-    layouts: &[WalTable],
+    columns: &[FormColumn],
     partition_field: &str,
-) -> Result<Option<Schema>, LakeError> {
-    let (mut fields, meta): (Vec<_>, Vec<_>) =
-        schema.as_struct().fields().iter().cloned().partition(|field| Meta::named(&field.name).is_none());
-    let known = fields.len();
-    for column in layouts.iter().flat_map(|layout| &layout.columns) {
-        let name = lake_name(&column.name, partition_field);
-        if fields.iter().any(|field| field.name.eq_ignore_ascii_case(&name)) {
-            continue;
-        }
-        last_id += 1;
-        let column_type = ColumnType::of_declared(&column.declared_type).iceberg();
-        fields.push(NestedField::optional(last_id, name, Type::Primitive(column_type)).into());
-    }
-    if fields.len() == known {
-        return Ok(None);
-    }
-    let fields = fields.into_iter().chain(meta);
-    Ok(Some(Schema::builder().with_schema_id(schema.schema_id()).with_fields(fields).build()?))
+) -> Result<Schema, LakeError> {
+    let meta = schema.as_struct().fields().iter().filter(|field| Meta::named(&field.name).is_some()).cloned();
+    let fields = columns.iter().map(|FormColumn(name, column_type, id)| {
+        let name = lake_name(name, partition_field);
+        NestedField::optional(*id, name, Type::Primitive(column_type.iceberg())).into()
+    });
+    Ok(Schema::builder().with_schema_id(schema.schema_id()).with_fields(fields.chain(meta)).build()?)
 }
 
 #[cfg(test)]

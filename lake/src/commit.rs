@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use dosql_actors::ObjectStore;
-use dosql_proto::WalTable;
 use iceberg::io::FileIO;
 use iceberg::spec::{
     DataContentType, DataFile, MAIN_BRANCH, ManifestContentType, ManifestFile, ManifestListWriter, ManifestWriter,
@@ -16,7 +15,6 @@ use iceberg::spec::{
 use uuid::Uuid;
 
 use crate::LakeError;
-use crate::columns::{LakeColumns, with_columns};
 use crate::parquet_file::LakeFile;
 use crate::table::{LakeTable, WATERMARK, metadata_path};
 
@@ -89,24 +87,6 @@ pub(crate) async fn put_file(
 }
 
 impl LakeTable {
-    /// Adds the columns that rows of these layouts need and the table lacks. They become part of the table with the next
-    /// commit.
-    pub(crate) fn evolve(&mut self, layouts: &[WalTable]) -> Result<(), LakeError> {
-        let schema = self.schema();
-        let last_id = self.metadata.last_column_id().max(schema.highest_field_id());
-        let Some(evolved) = with_columns(schema, last_id, layouts, self.partition_field())? else { return Ok(()) };
-        let newest = self.metadata.schemas_iter().map(|schema| schema.schema_id()).max().unwrap_or(0);
-        let evolved = evolved.into_builder().with_schema_id(newest + 1).build()?;
-        self.columns = LakeColumns::of_schema(&evolved, self.columns.key.clone())?;
-        self.evolved = Some(evolved.into());
-        Ok(())
-    }
-
-    /// The schema that the next commit writes under.
-    fn schema(&self) -> &SchemaRef {
-        self.evolved.as_ref().unwrap_or_else(|| self.metadata.current_schema())
-    }
-
     /// Commits. On an error the table's state is unknown: it must be loaded anew.
     pub(crate) async fn commit(&mut self, objects: &dyn ObjectStore, commit: Commit) -> Result<(), LakeError> {
         let Commit { names, now_ms, data, deletes, watermarks, replaced } = commit;
@@ -115,10 +95,8 @@ impl LakeTable {
             summary.additional_properties.insert(format!("{WATERMARK}{shard}"), lsn.to_string());
         }
         let metadata = &self.metadata;
-        let mut builder = TableMetadataBuilder::new_from_metadata(metadata.clone(), Some(self.metadata_url()));
-        if let Some(evolved) = &self.evolved {
-            builder = builder.add_current_schema(evolved.as_ref().clone())?;
-        }
+        let builder = TableMetadataBuilder::new_from_metadata(metadata.clone(), Some(self.metadata_url()));
+        let mut builder = self.reshape(builder)?;
         let schema = self.schema().clone();
         let schema_id = schema.schema_id();
         let writing = Writing { objects, table: self, names, schema, spec: metadata.default_partition_spec().as_ref() };
@@ -142,6 +120,7 @@ impl LakeTable {
         let metadata = builder.build()?.metadata;
         self.commit_metadata(objects, metadata).await?;
         self.evolved = None;
+        self.reshaped = false;
         self.manifests = Some(manifests);
         Ok(())
     }

@@ -28,6 +28,7 @@ use crate::index::{Index, KnownTable, Pending};
 use crate::mirror::{MirrorPlan, Planner};
 use crate::parquet_file::{DataFileWriter, LakeFile, Placement, position_delete_file};
 use crate::record_batch::{Image, record_batch};
+use crate::reshape::Shapes;
 use crate::table::{LakeTable, WATERMARK, table_directory, table_name};
 
 /// Rows that are turned into columns at a time.
@@ -171,16 +172,23 @@ impl Writer {
         if changes.is_empty() {
             return Ok(());
         }
-        table.evolve(&buffered.layouts)?;
+        let shapes = table.follow(buffered, &changes)?;
+        let is_row = |number: &usize| !matches!(buffered.changes[*number].action, Action::Reshape);
+        if !changes.iter().any(is_row) {
+            return match table.reshaped || table.evolved.is_some() {
+                true => table.commit_shape(&*self.objects, self.context.now_ms()).await,
+                false => Ok(()),
+            };
+        }
         let known = self.index.table(name)?;
         let names = SnapshotNames { snapshot_id: self.new_snapshot_id(), uuid: self.new_uuid() };
         let prepared = match kind {
-            TableKind::Mirror => self.prepare_mirror(&known, table, names, buffered, &changes)?,
-            TableKind::Changes => self.prepare_changes(&known, table, names, buffered, &changes)?,
+            TableKind::Mirror => self.prepare_mirror(&known, table, names, buffered, &shapes, &changes)?,
+            TableKind::Changes => self.prepare_changes(&known, table, names, buffered, &shapes, &changes)?,
         };
         let mut data = Vec::with_capacity(prepared.data.len());
         for file in &prepared.data {
-            let file = self.data_file(table, buffered, file)?;
+            let file = self.data_file(table, buffered, &shapes, file)?;
             data.push(put_file(&*self.objects, table, file).await?);
         }
         let mut deletes = Vec::with_capacity(prepared.deletes.len());
@@ -201,6 +209,7 @@ impl Writer {
         table: &LakeTable,
         names: SnapshotNames,
         buffered: &'a TableBuffer,
+        shapes: &Shapes,
         changes: &[usize],
     ) -> Result<Prepared<'a>, LakeError> {
         self.index.transaction(|| {
@@ -209,7 +218,7 @@ impl Writer {
                 Planner::new(&self.index, buffered, known.id, &new_url)?.plan(changes.iter().copied())?;
             let image = |number: &usize| {
                 let change = &buffered.changes[*number];
-                after(change).map(|row| Image { change, row, operation: "" })
+                after(change).map(|row| Image { change, row, shape: shapes.of(*number), operation: "" })
             };
             let data = files
                 .iter()
@@ -235,12 +244,13 @@ impl Writer {
         table: &LakeTable,
         names: SnapshotNames,
         buffered: &'a TableBuffer,
+        shapes: &Shapes,
         changes: &[usize],
     ) -> Result<Prepared<'a>, LakeError> {
         let mut days: BTreeMap<i32, Vec<Image<'a>>> = BTreeMap::new();
         for number in changes {
             let change = &buffered.changes[*number];
-            days.entry(change.day()).or_default().extend(images(change));
+            days.entry(change.day()).or_default().extend(images(change, shapes.of(*number)));
         }
         let data =
             days.into_iter().map(|(day, images)| DataToWrite { day, url: self.new_url(table, day), images }).collect();
@@ -279,11 +289,12 @@ impl Writer {
         &self,
         table: &LakeTable,
         buffered: &TableBuffer,
+        shapes: &Shapes,
         file: &DataToWrite<'_>,
     ) -> Result<LakeFile, LakeError> {
         let mut writer = DataFileWriter::new(&table.columns, self.row_group_rows())?;
         for images in file.images.chunks(BATCH_ROWS) {
-            writer.write(&record_batch(&table.columns, &buffered.layouts, table.partition_field(), images)?)?;
+            writer.write(&record_batch(&table.columns, &buffered.layouts, &shapes.shapes, images)?)?;
         }
         writer.finish(&table.columns, &placement(table, &file.url, file.day))
     }
@@ -348,7 +359,8 @@ fn news(table: &LakeTable, changes: &[Change]) -> (Vec<usize>, BTreeMap<String, 
             shards.len() - 1
         });
         let (_, watermark, last) = &mut shards[place];
-        if change.lsn > *watermark {
+        let is_known = matches!(change.action, Action::Reshape) && table.forms.has(&change.shard, change.lsn);
+        if change.lsn > *watermark && !is_known {
             *last = change.lsn.max(*last);
             numbers.push(number);
         }
@@ -359,19 +371,20 @@ fn news(table: &LakeTable, changes: &[Change]) -> (Vec<usize>, BTreeMap<String, 
 fn after(change: &Change) -> Option<&Row> {
     match &change.action {
         Action::Insert { after } | Action::Update { after, .. } => Some(after),
-        Action::Delete { .. } | Action::Drop => None,
+        Action::Delete { .. } | Action::Drop | Action::Reshape => None,
     }
 }
 
 /// A change's rows in the change log.
-fn images(change: &Change) -> impl Iterator<Item = Image<'_>> {
+fn images(change: &Change, shape: usize) -> impl Iterator<Item = Image<'_>> {
     const NO_ROW: &Row = &Row { values: Vec::new() };
-    let image = |row, operation| Some(Image { change, row, operation });
+    let image = |row, operation| Some(Image { change, row, shape, operation });
     let (first, second) = match &change.action {
         Action::Insert { after } => (image(after, "insert"), None),
         Action::Delete { before } => (image(before, "delete"), None),
         Action::Update { before, after } => (image(before, "update_before"), image(after, "update_after")),
         Action::Drop => (image(NO_ROW, "drop_table"), None),
+        Action::Reshape => (None, None),
     };
     first.into_iter().chain(second)
 }

@@ -3,7 +3,9 @@
 //! A row whose primary key the columns tell exactly needs nothing beside them. Of any other (a table without a primary key,
 //! text in an INTEGER key, a number in a column without a type, ...) the key stands in the column `_key`.
 
-use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, RecordBatch, StringArray};
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, RecordBatch, StringArray};
 use arrow::datatypes::{Float64Type, Int64Type};
 use dosql_proto::value::Kind;
 use dosql_proto::{Row, Value, WalTable};
@@ -124,8 +126,12 @@ impl<'a> KeyReader<'a> {
         };
         let shards = meta(Meta::Shard).and_then(|column| column.as_string_opt()).ok_or_else(unreadable)?;
         let stored = meta(Meta::Key).and_then(|column| column.as_binary_opt());
-        let column = |id: &i32| columns.columns.iter().position(|column| column.id == *id);
-        let columns = columns.key.iter().filter_map(column).map(|place| batch.column(place)).collect();
+        let column = |id: &i32| {
+            let place = columns.columns.iter().position(|column| column.id == *id)?;
+            Some(batch.column(place))
+        };
+        // Where the table has lost one of them, every row's key is stored.
+        let columns = columns.key.iter().map(column).collect::<Option<_>>().unwrap_or_default();
         Ok(Self { shards, stored, columns })
     }
 
@@ -135,30 +141,51 @@ impl<'a> KeyReader<'a> {
         if let Some(stored) = self.stored.filter(|stored| stored.is_valid(row)) {
             return Ok((shard, from_stored(stored.value(row)).ok_or_else(unreadable)?));
         }
-        if self.columns.is_empty() || self.columns.iter().any(|column| column.is_null(row)) {
+        Ok((shard, told(&self.columns, row)?.ok_or_else(unreadable)?))
+    }
+}
+
+/// The key that these columns tell of a row.
+fn told(columns: &[&ArrayRef], row: usize) -> Result<Option<Key>, LakeError> {
+    if columns.is_empty() || columns.iter().any(|column| column.is_null(row)) {
+        return Ok(None);
+    }
+    if let [column] = columns
+        && let Some(integers) = column.as_primitive_opt::<Int64Type>()
+    {
+        return Ok(Some(Key::Integer(integers.value(row))));
+    }
+    let mut bytes = Vec::new();
+    for column in columns {
+        if let Some(integers) = column.as_primitive_opt::<Int64Type>() {
+            encode(&mut bytes, INTEGER, &integers.value(row).to_be_bytes());
+        } else if let Some(reals) = column.as_primitive_opt::<Float64Type>() {
+            encode(&mut bytes, REAL, &reals.value(row).to_be_bytes());
+        } else if let Some(texts) = column.as_string_opt::<i32>() {
+            encode(&mut bytes, TEXT, texts.value(row).as_bytes());
+        } else if let Some(blobs) = column.as_binary_opt::<i32>() {
+            encode(&mut bytes, BLOB, blobs.value(row));
+        } else {
             return Err(unreadable());
         }
-        if let [column] = self.columns.as_slice()
-            && let Some(integers) = column.as_primitive_opt::<Int64Type>()
-        {
-            return Ok((shard, Key::Integer(integers.value(row))));
-        }
-        let mut bytes = Vec::new();
-        for column in &self.columns {
-            if let Some(integers) = column.as_primitive_opt::<Int64Type>() {
-                encode(&mut bytes, INTEGER, &integers.value(row).to_be_bytes());
-            } else if let Some(reals) = column.as_primitive_opt::<Float64Type>() {
-                encode(&mut bytes, REAL, &reals.value(row).to_be_bytes());
-            } else if let Some(texts) = column.as_string_opt::<i32>() {
-                encode(&mut bytes, TEXT, texts.value(row).as_bytes());
-            } else if let Some(blobs) = column.as_binary_opt::<i32>() {
-                encode(&mut bytes, BLOB, blobs.value(row));
-            } else {
-                return Err(unreadable());
-            }
-        }
-        Ok((shard, Key::Encoded(bytes)))
     }
+    Ok(Some(Key::Encoded(bytes)))
+}
+
+/// The column `_key` with the keys that a file's columns tell, of which the table has lost some. `telling` are those columns.
+pub(crate) fn with_told(
+    telling: &[&ArrayRef],
+    known: Option<&BinaryArray>,
+    rows: usize,
+) -> Result<ArrayRef, LakeError> {
+    let mut array = BinaryBuilder::new();
+    for row in 0..rows {
+        match known.filter(|known| known.is_valid(row)) {
+            Some(known) => array.append_value(known.value(row)),
+            None => array.append_option(told(telling, row)?.map(|key| stored(&key))),
+        }
+    }
+    Ok(Arc::new(array.finish()))
 }
 
 fn unreadable() -> LakeError {

@@ -26,10 +26,11 @@
 //! `dt` when its lake table is made. A source column whose name is taken by one of these is mirrored as `user_NAME`.
 //!
 //! # Schema changes
-//! New columns are added with new field ids. Columns are never dropped: a dropped or renamed column reads as null in rows
-//! written afterwards (shards see a schema change at different moments, and rows of a shard that lags still carry the column).
-//! The rows that a rename or a default changes arrive as row changes. A dropped or renamed table's mirror becomes empty; its
-//! files, snapshots and change log stay.
+//! Columns are followed by field ids (`forms.rs`). A renamed column keeps its id, and its rows are not written again; a dropped one
+//! leaves the schema when no shard's rows have it any more; one that is added has a new id, whatever its name was before. The
+//! values of a default arrive as row changes. Where a table is dropped, its mirror becomes empty, and its files, snapshots and
+//! change log stay; a new table of the same name goes on in them: columns of the same name and type are the same. A renamed
+//! table is dropped under its old name and made, with its rows, under the new one.
 //!
 //! # Exactly once
 //! A commit is the exclusive creation of `vN.metadata.json`. Its snapshot's summary names, as `dosql.lsn.SHARD`, the last LSN
@@ -44,6 +45,7 @@ mod commit;
 mod compaction;
 mod error;
 mod flush;
+mod forms;
 mod index;
 mod key;
 mod live_files;
@@ -52,6 +54,7 @@ mod mirror;
 mod parquet_file;
 mod rebuild;
 mod record_batch;
+mod reshape;
 mod table;
 
 pub use actor::Lake;

@@ -1,6 +1,7 @@
 //! What a table consists of: the files of a snapshot, and their rows less the deleted ones.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, new_null_array};
 use arrow::compute::filter_record_batch;
@@ -16,7 +17,8 @@ use parquet::arrow::PARQUET_FIELD_ID_META_KEY;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
 use crate::LakeError;
-use crate::columns::LakeColumns;
+use crate::columns::{LakeColumns, Meta, Source};
+use crate::key::with_told;
 use crate::table::LakeTable;
 
 /// Rows that are read at a time.
@@ -191,14 +193,21 @@ fn in_columns(columns: &LakeColumns, batch: &RecordBatch) -> Result<RecordBatch,
         .zip(schema.fields())
         .filter_map(|(place, field)| Some((field.metadata().get(PARQUET_FIELD_ID_META_KEY)?.parse().ok()?, place)))
         .collect();
-    let arrays: Vec<ArrayRef> = columns
-        .columns
-        .iter()
-        .zip(columns.arrow.fields())
-        .map(|(column, field)| match ids.get(&column.id) {
-            Some(place) => batch.column(*place).clone(),
-            None => new_null_array(field.data_type(), batch.num_rows()),
-        })
-        .collect();
+    let found = |id: i32| ids.get(&id).map(|place| batch.column(*place));
+    // A table that was made anew may have lost columns that tell the keys of rows that are there still.
+    let is_lost = |id: &i32| columns.columns.iter().all(|column| column.id != *id);
+    let telling: Option<Vec<&ArrayRef>> = columns.key.iter().map(|id| found(*id)).collect();
+    let telling = telling.filter(|_| columns.key.iter().any(is_lost));
+    let mut arrays: Vec<ArrayRef> = Vec::with_capacity(columns.columns.len());
+    for (column, field) in columns.columns.iter().zip(columns.arrow.fields()) {
+        let array = found(column.id);
+        arrays.push(match (&telling, array) {
+            (Some(telling), array) if column.source == Source::Meta(Meta::Key) => {
+                with_told(telling, array.and_then(|array| array.as_binary_opt()), batch.num_rows())?
+            }
+            (_, Some(array)) => Arc::clone(array),
+            (_, None) => new_null_array(field.data_type(), batch.num_rows()),
+        });
+    }
     Ok(RecordBatch::try_new(columns.arrow.clone(), arrays)?)
 }

@@ -69,6 +69,7 @@ impl<'a> Planner<'a> {
                     self.write(keys, &new, number)?;
                 }
                 Action::Delete { before } => self.delete(keys, &self.key(change, before))?,
+                Action::Reshape => {}
                 Action::Drop => loop {
                     let some = keys.some(1000)?;
                     if some.is_empty() {

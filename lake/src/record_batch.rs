@@ -13,12 +13,15 @@ use crate::LakeError;
 use crate::buffer::Change;
 use crate::columns::{ColumnType, LakeColumns, Meta, Source};
 use crate::key::{is_told, key, stored, telling_columns};
+use crate::reshape::Shape;
 
 /// One row to be written: an image out of a change.
 #[derive(Clone, Copy)]
 pub(crate) struct Image<'a> {
     pub(crate) change: &'a Change,
     pub(crate) row: &'a Row,
+    /// The index of the row's [`Shape`].
+    pub(crate) shape: usize,
     /// For the change log's `_operation`.
     pub(crate) operation: &'static str,
 }
@@ -27,22 +30,21 @@ pub(crate) struct Image<'a> {
 pub(crate) fn record_batch(
     columns: &LakeColumns,
     layouts: &[WalTable],
-    partition_field: &str,
+    shapes: &[Shape],
     images: &[Image<'_>],
 ) -> Result<RecordBatch, LakeError> {
-    let sources: Vec<_> = layouts.iter().map(|layout| columns.sources(layout, partition_field)).collect();
     let mut misfits = vec![false; images.len()];
     let mut arrays: Vec<Option<ArrayRef>> = Vec::with_capacity(columns.columns.len());
     for (place, column) in columns.columns.iter().enumerate() {
         arrays.push(match column.source {
             Source::Column(column_type) => {
                 let cells = images.iter().map(|image| {
-                    let source = sources[image.change.layout][place]?;
+                    let source = shapes[image.shape].sources[place]?;
                     image.row.values.get(source).and_then(|value| value.kind.as_ref())
                 });
                 Some(cells_array(column_type, cells, &mut misfits))
             }
-            Source::Meta(Meta::Key) => Some(key_array(columns, layouts, &sources, images)),
+            Source::Meta(Meta::Key) => Some(key_array(columns, layouts, shapes, images)),
             Source::Meta(meta) => meta_array(meta, images),
         });
     }
@@ -150,17 +152,12 @@ fn meta_array(meta: Meta, images: &[Image<'_>]) -> Option<ArrayRef> {
 }
 
 /// The keys that the other columns do not tell.
-fn key_array(
-    columns: &LakeColumns,
-    layouts: &[WalTable],
-    sources: &[Vec<Option<usize>>],
-    images: &[Image<'_>],
-) -> ArrayRef {
+fn key_array(columns: &LakeColumns, layouts: &[WalTable], shapes: &[Shape], images: &[Image<'_>]) -> ArrayRef {
     let telling: Vec<_> =
-        layouts.iter().zip(sources).map(|(layout, sources)| telling_columns(columns, sources, layout)).collect();
+        shapes.iter().map(|shape| telling_columns(columns, &shape.sources, &layouts[shape.layout])).collect();
     let mut array = BinaryBuilder::new();
-    for Image { change, row, .. } in images {
-        let told = telling[change.layout].as_ref().is_some_and(|columns| {
+    for Image { change, row, shape, .. } in images {
+        let told = telling[*shape].as_ref().is_some_and(|columns| {
             columns.iter().all(|(source, column_type)| is_told(*column_type, row.values.get(*source)))
         });
         array.append_option((!told).then(|| stored(&key(&layouts[change.layout], change.rowid, row))));

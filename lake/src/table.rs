@@ -9,7 +9,10 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::LakeError;
-use crate::columns::{LakeColumns, TableKind, key_ids, new_schema, partition_field_name};
+use crate::columns::{
+    ColumnType, LakeColumn, LakeColumns, Source, TableKind, new_schema, partition_field_name, with_columns,
+};
+use crate::forms::{Form, FormColumn, Forms};
 
 /// The warehouse's default namespace.
 pub(crate) const NAMESPACE: &str = "default";
@@ -20,6 +23,8 @@ const METADATA_VERSIONS_LOGGED: &str = "100";
 pub(crate) const WATERMARK: &str = "dosql.lsn.";
 /// The table property that lists the ids of a mirror's key columns.
 const KEY: &str = "dosql.key";
+/// The table property that holds the source's [`Forms`].
+pub(crate) const FORMS: &str = "dosql.forms";
 /// Suffix of a change log's name.
 const CHANGES: &str = "__changes";
 
@@ -62,6 +67,10 @@ pub(crate) struct LakeTable {
     pub(crate) version: u64,
     pub(crate) metadata: TableMetadata,
     pub(crate) columns: LakeColumns,
+    /// The forms that the source has had.
+    pub(crate) forms: Forms,
+    /// Whether the forms have changed since they were committed.
+    pub(crate) reshaped: bool,
     /// The schema with new columns, until a commit makes it the table's.
     pub(crate) evolved: Option<SchemaRef>,
     /// The current snapshot's manifests, once they were read.
@@ -72,7 +81,16 @@ impl LakeTable {
     fn new(directory: &str, version: u64, metadata: TableMetadata) -> Result<Self, LakeError> {
         let key = metadata.properties().get(KEY).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
         let columns = LakeColumns::of_schema(metadata.current_schema(), key)?;
-        Ok(Self { directory: directory.to_owned(), version, metadata, columns, evolved: None, manifests: None })
+        let forms = match metadata.properties().get(FORMS) {
+            Some(text) => serde_json::from_str(text).map_err(|error| LakeError::Malformed {
+                path: metadata_path(directory, version),
+                reason: format!("its property {FORMS}: {error}"),
+            })?,
+            // Made by somebody else: its columns are the source's of the same names.
+            None => Forms::beginning_with(columns.columns.iter().filter_map(form_column).collect()),
+        };
+        let directory = directory.to_owned();
+        Ok(Self { directory, version, metadata, columns, forms, reshaped: false, evolved: None, manifests: None })
     }
 
     /// The newest version of the table, or `None` where there is none. The version hint may be stale, or gone: newer versions
@@ -110,9 +128,17 @@ impl LakeTable {
         now_ms: u64,
     ) -> Result<Self, LakeError> {
         let partition_field = partition_field_name(layouts);
-        let schema = new_schema(kind, layouts, partition_field)?;
+        let bare = new_schema(kind)?;
+        let layout = layouts.iter().find(|layout| !layout.columns.is_empty());
+        let columns = layout.map_or(&[][..], |layout| &layout.columns);
+        let form: Form = (bare.highest_field_id() + 1..)
+            .zip(columns)
+            .map(|(id, column)| FormColumn(column.name.clone(), ColumnType::of_declared(&column.declared_type), id))
+            .collect();
+        let key = layout.map_or(&[][..], |layout| &layout.primary_key);
+        let key: Option<Vec<i32>> = key.iter().map(|place| Some(form.get(*place as usize)?.2)).collect();
+        let schema = with_columns(&bare, &form, partition_field)?;
         let committed_at = schema.field_by_name("_committed_at").map(|field| field.id);
-        let key = key_ids(&schema, layouts, partition_field);
         let document = json!({
             "format-version": 2,
             "table-uuid": uuid,
@@ -137,7 +163,8 @@ impl LakeTable {
             "default-sort-order-id": 0,
             "properties": {
                 "dosql.source": source,
-                KEY: json!(key).to_string(),
+                KEY: json!(key.unwrap_or_default()).to_string(),
+                FORMS: json!(Forms::beginning_with(form)).to_string(),
                 METADATA_VERSIONS: METADATA_VERSIONS_LOGGED,
                 "write.parquet.compression-codec": "zstd"
             },
@@ -244,6 +271,13 @@ impl LakeTable {
             (_, Err(error)) => Err(error.into()),
             (_, Ok(())) => Err(LakeError::Malformed { path, reason: "it was created and is gone".to_owned() }),
         }
+    }
+}
+
+fn form_column(column: &LakeColumn) -> Option<FormColumn> {
+    match column.source {
+        Source::Meta(_) => None,
+        Source::Column(column_type) => Some(FormColumn(column.name.clone(), column_type, column.id)),
     }
 }
 

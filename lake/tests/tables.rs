@@ -9,6 +9,8 @@
 
 #[path = "support/reading.rs"]
 mod reading;
+#[path = "support/records.rs"]
+mod records;
 mod support;
 
 use dosql_actors::Settings;
@@ -16,28 +18,10 @@ use dosql_proto::{
     Column, CompactionMode, ErrorCode, LakeCleaned, Operation, Row, RowChange, SchemaChange, Value, WalRecord,
     WalTable, value::Kind,
 };
+use records::{NOON_MS, inserts, table};
 use support::World;
 
 const BASE: &str = "memory://lake/";
-const NOON_MS: u64 = 1_767_268_800_000;
-
-fn table(name: &str, columns: &[(&str, &str)], primary_key: &[u32]) -> WalTable {
-    let column = |(name, declared): &(&str, &str)| Column { name: (*name).into(), declared_type: (*declared).into() };
-    WalTable { name: name.into(), columns: columns.iter().map(column).collect(), primary_key: primary_key.to_vec() }
-}
-
-fn inserts(lsn: u64, table: &WalTable, rows: Vec<Vec<Value>>) -> WalRecord {
-    let change = |(rowid, values): (i64, Vec<Value>)| RowChange {
-        table: 0,
-        operation: Operation::Insert.into(),
-        rowid: lsn.cast_signed() * 1000 + rowid,
-        before: None,
-        after: Some(values.into_iter().collect::<Row>()),
-    };
-    let changes = (1..).zip(rows).map(change).collect();
-    WalRecord { lsn, hlc: NOON_MS << 16, tables: vec![table.clone()], changes, ..WalRecord::default() }
-}
-
 fn world(settings: Settings) -> World {
     World::new(1, BASE, settings)
 }

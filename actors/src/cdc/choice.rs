@@ -186,8 +186,10 @@ impl Choice {
                     || self.tables.is_empty() && change.dropped.is_empty() && change.table.is_none()
             })
             .map(|change| {
-                let after = remaining.get(change.after_changes as usize).copied().unwrap_or(change.after_changes);
-                SchemaChange { after_changes: after, ..change.clone() }
+                let left = |count: u32| remaining.get(count as usize).copied().unwrap_or(count);
+                let after_changes = left(change.after_changes);
+                let renaming_changes = left(change.after_changes + change.renaming_changes) - after_changes;
+                SchemaChange { after_changes, renaming_changes, ..change.clone() }
             })
             .collect();
         let anything = !changes.is_empty() || !schema_changes.is_empty();

@@ -219,6 +219,14 @@ impl Capture {
         self.log.schema_changes.push(SchemaChange { after_changes: self.log.count, ..change });
     }
 
+    /// All changes since the last change of the schema show values under a column's new name.
+    pub(super) fn were_renaming(&mut self) {
+        let count = self.log.count;
+        if let Some(change) = self.log.schema_changes.last_mut() {
+            change.renaming_changes = count - change.after_changes;
+        }
+    }
+
     /// Records one row that the hook does not see.
     pub(super) fn row_outside_hook(
         &mut self,

@@ -59,8 +59,10 @@ pub(super) enum UnseenRows {
     None,
     /// All rows of a table that was made by AS SELECT or renamed.
     Inserted(Rc<TableShape>),
-    /// The rows that have values in columns which were added or renamed, by their positions.
+    /// The rows that have values in columns which were added, by their positions.
     Updated(Rc<TableShape>, Vec<usize>),
+    /// The rows that have values in a column which was renamed, by its position.
+    Renamed(Rc<TableShape>, usize),
 }
 
 impl Schema {
@@ -165,10 +167,14 @@ impl Schema {
             let change = changed(shape, made.unwrap_or_else(|| sql.to_owned()));
             Difference { change, rows: UnseenRows::Inserted(Rc::clone(shape)) }
         } else if let Some((name, shape)) = altered().filter(|_| vanished.is_none()) {
-            let had = |column: &Column| self.shapes[name].table.columns.iter().any(|known| known.name == column.name);
-            let columns = &shape.table.columns;
+            let (before, columns) = (&self.shapes[name].table.columns, &shape.table.columns);
+            let had = |column: &Column| before.iter().any(|known| known.name == column.name);
             let added: Vec<usize> = (0..columns.len()).filter(|at| !had(&columns[*at])).collect();
-            let rows = if added.is_empty() { UnseenRows::None } else { UnseenRows::Updated(Rc::clone(shape), added) };
+            let rows = match added.as_slice() {
+                [] => UnseenRows::None,
+                [renamed] if before.len() == columns.len() => UnseenRows::Renamed(Rc::clone(shape), *renamed),
+                _ => UnseenRows::Updated(Rc::clone(shape), added),
+            };
             Difference { change: changed(shape, sql.to_owned()), rows }
         } else {
             let dropped = vanished.cloned().unwrap_or_default();

@@ -9,7 +9,7 @@ use arrow::datatypes::{Float64Type, Int64Type, TimestampMicrosecondType};
 use arrow::util::display::array_value_to_string;
 use bytes::Bytes;
 use iceberg::io::FileIO;
-use iceberg::spec::{DataContentType, DataFile, FormatVersion, ManifestList, Snapshot, TableMetadata};
+use iceberg::spec::{DataContentType, DataFile, FormatVersion, ManifestList, Schema, Snapshot, TableMetadata};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::support::{Objects, now};
@@ -109,7 +109,7 @@ fn snapshot_rows(objects: &Objects, metadata: &TableMetadata, snapshot: &Snapsho
             check_bounds(metadata, file, &batch);
             for row in 0..batch.num_rows() {
                 if deleted.get(&(url.to_owned(), position)).is_none_or(|deleted| deleted < sequence) {
-                    rows.push(text_row(&batch, row));
+                    rows.push(text_row(metadata.current_schema(), &batch, row));
                 }
                 position += 1;
             }
@@ -128,8 +128,8 @@ fn batches(bytes: Bytes) -> Vec<RecordBatch> {
 fn check_bounds(metadata: &TableMetadata, file: &DataFile, batch: &RecordBatch) {
     for (column, field) in batch.columns().iter().zip(batch.schema().fields()) {
         let id: i32 = field.metadata()["PARQUET:field_id"].parse().unwrap();
-        let schema = metadata.schemas_iter().find(|schema| schema.field_by_id(id).is_some()).unwrap();
-        assert_eq!(schema.field_by_id(id).unwrap().name, *field.name());
+        let mut schemas = metadata.schemas_iter().filter_map(|schema| schema.field_by_id(id));
+        assert!(schemas.any(|known| known.name == *field.name()), "no schema has {field}");
         assert_eq!(file.null_value_counts()[&id], column.null_count() as u64, "{field}");
         let (lower, upper) = (file.lower_bounds().get(&id), file.upper_bounds().get(&id));
         let Some((lower, upper)) = lower.zip(upper) else {
@@ -149,13 +149,15 @@ fn check_bounds(metadata: &TableMetadata, file: &DataFile, batch: &RecordBatch) 
     }
 }
 
-fn text_row(batch: &RecordBatch, row: usize) -> TextRow {
+/// A row under the names of the current schema, by field ids.
+fn text_row(schema: &Schema, batch: &RecordBatch, row: usize) -> TextRow {
     let cell = |(column, field): (&arrow::array::ArrayRef, &arrow::datatypes::FieldRef)| {
         let text = || match column.as_primitive_opt::<TimestampMicrosecondType>() {
             Some(times) => times.value(row).to_string(),
             None => array_value_to_string(column, row).unwrap(),
         };
-        column.is_valid(row).then(|| (field.name().clone(), text()))
+        let known = schema.field_by_id(field.metadata()["PARQUET:field_id"].parse().unwrap())?;
+        column.is_valid(row).then(|| (known.name.clone(), text()))
     };
     batch.columns().iter().zip(batch.schema().fields()).filter_map(cell).collect()
 }

@@ -44,6 +44,11 @@ impl Store {
             UnseenRows::None => Ok(()),
             UnseenRows::Inserted(shape) => self.record_rows(&mut capture, &shape, None),
             UnseenRows::Updated(shape, added) => self.record_rows(&mut capture, &shape, Some(&added)),
+            UnseenRows::Renamed(shape, renamed) => {
+                self.record_rows(&mut capture, &shape, Some(&[renamed]))?;
+                capture.were_renaming();
+                Ok(())
+            }
         }
     }
 

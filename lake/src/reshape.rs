@@ -1,0 +1,150 @@
+//! What the source's schema changes make of a lake table: the forms that its shards go through, and the Iceberg schema that holds
+//! the columns of all that are in use.
+
+use std::rc::Rc;
+
+use dosql_actors::ObjectStore;
+use iceberg::spec::{SchemaRef, TableMetadata, TableMetadataBuilder};
+
+use crate::LakeError;
+use crate::buffer::{Action, TableBuffer};
+use crate::columns::{LakeColumns, with_columns};
+use crate::table::{FORMS, LakeTable, metadata_path};
+
+/// How rows of one layout and form fill the table's columns.
+pub(crate) struct Shape {
+    /// Index into [`TableBuffer::layouts`].
+    pub(crate) layout: usize,
+    /// For each lake column, the place in the row of its value.
+    pub(crate) sources: Vec<Option<usize>>,
+}
+
+/// The shapes of a flush's rows.
+pub(crate) struct Shapes {
+    pub(crate) shapes: Vec<Shape>,
+    /// By change, the index of its rows' shape.
+    of: Vec<usize>,
+}
+
+impl Shapes {
+    /// The index of the shape of a change's rows.
+    pub(crate) fn of(&self, change: usize) -> usize {
+        self.of[change]
+    }
+}
+
+impl LakeTable {
+    /// Takes in the schema changes among these changes. What they make of the schema becomes part of the table with the next
+    /// commit.
+    pub(crate) fn follow(&mut self, buffered: &TableBuffer, changes: &[usize]) -> Result<Shapes, LakeError> {
+        let mut last_id = self.metadata.last_column_id().max(self.schema().highest_field_id());
+        let mut new_id = || {
+            last_id += 1;
+            last_id
+        };
+        let before = self.forms.clone();
+        // (layout, number of the form)
+        let mut seen: Vec<(usize, u64)> = Vec::new();
+        let mut of = vec![0; buffered.changes.len()];
+        // The shards' present layouts.
+        let mut current: Vec<(&Rc<str>, usize, usize)> = Vec::new();
+        for number in changes {
+            let change = &buffered.changes[*number];
+            let (shard, lsn, layout) = (&change.shard, change.lsn, &buffered.layouts[change.layout]);
+            match change.action {
+                Action::Drop => {
+                    self.forms.dropped(shard, lsn);
+                    current.retain(|(of, ..)| !Rc::ptr_eq(of, shard));
+                }
+                Action::Reshape => {
+                    self.forms.moved(shard, lsn, layout, &mut new_id);
+                    current.retain(|(of, ..)| !Rc::ptr_eq(of, shard));
+                }
+                Action::Insert { .. } | Action::Update { .. } | Action::Delete { .. } => {
+                    let known = current.iter().find(|(of, known, _)| *known == change.layout && Rc::ptr_eq(of, shard));
+                    of[*number] = match known {
+                        Some((.., shape)) => *shape,
+                        None => {
+                            let pair = (change.layout, self.forms.of_row(shard, lsn, layout, &mut new_id));
+                            let shape = seen.iter().position(|known| *known == pair).unwrap_or_else(|| {
+                                seen.push(pair);
+                                seen.len() - 1
+                            });
+                            current.push((shard, change.layout, shape));
+                            shape
+                        }
+                    };
+                }
+            }
+        }
+        self.evolve()?;
+        let shape = |(layout, form)| Shape { layout, sources: self.forms.sources(form, &self.columns) };
+        let shapes = seen.into_iter().map(shape).collect();
+        self.forms.forget_old();
+        self.reshaped |= self.forms != before;
+        Ok(Shapes { shapes, of })
+    }
+
+    /// Has the schema hold the columns of all forms in use.
+    fn evolve(&mut self) -> Result<(), LakeError> {
+        let evolved = with_columns(self.schema(), &self.forms.columns(), self.partition_field())?;
+        if evolved.as_struct() == self.schema().as_struct() {
+            return Ok(());
+        }
+        let mut schemas = self.metadata.schemas_iter();
+        let evolved: SchemaRef = match schemas.find(|known| known.as_struct() == evolved.as_struct()) {
+            Some(known) => known.clone(),
+            None => {
+                let newest = self.metadata.schemas_iter().map(|schema| schema.schema_id()).max().unwrap_or(0);
+                evolved.into_builder().with_schema_id(newest + 1).build()?.into()
+            }
+        };
+        self.columns = LakeColumns::of_schema(&evolved, self.columns.key.clone())?;
+        self.evolved = Some(evolved);
+        Ok(())
+    }
+
+    /// The schema that the next commit writes under.
+    pub(crate) fn schema(&self) -> &SchemaRef {
+        self.evolved.as_ref().unwrap_or_else(|| self.metadata.current_schema())
+    }
+
+    /// Adds what has become of the schema to a metadata version that is being made.
+    pub(crate) fn reshape(&self, mut builder: TableMetadataBuilder) -> Result<TableMetadataBuilder, LakeError> {
+        if let Some(evolved) = &self.evolved {
+            builder = builder.add_current_schema(evolved.as_ref().clone())?;
+        }
+        if self.reshaped {
+            let malformed = |error: serde_json::Error| LakeError::Malformed {
+                path: self.directory.clone(),
+                reason: error.to_string(),
+            };
+            let forms = serde_json::to_string(&self.forms).map_err(malformed)?;
+            builder = builder.set_properties([(FORMS.to_owned(), forms)].into())?;
+        }
+        Ok(builder)
+    }
+
+    /// Commits what has become of the schema, without a snapshot. On an error the table's state is unknown: it must be loaded
+    /// anew.
+    pub(crate) async fn commit_shape(&mut self, objects: &dyn ObjectStore, now_ms: u64) -> Result<(), LakeError> {
+        let builder = TableMetadataBuilder::new_from_metadata(self.metadata.clone(), Some(self.metadata_url()));
+        let metadata = self.reshape(builder)?.build()?.metadata;
+        let metadata = self.updated_at(metadata, now_ms)?;
+        self.commit_metadata(objects, metadata).await?;
+        self.evolved = None;
+        self.reshaped = false;
+        Ok(())
+    }
+
+    /// The metadata as of this time. The builder would take the system's clock for what is not a snapshot.
+    pub(crate) fn updated_at(&self, metadata: TableMetadata, now_ms: u64) -> Result<TableMetadata, LakeError> {
+        let path = metadata_path(&self.directory, self.version + 1);
+        let malformed =
+            |error: serde_json::Error| LakeError::Malformed { path: path.clone(), reason: error.to_string() };
+        let now_ms = i64::try_from(now_ms).unwrap_or(i64::MAX).max(self.metadata.last_updated_ms());
+        let mut document = serde_json::to_value(&metadata).map_err(malformed)?;
+        document["last-updated-ms"] = now_ms.into();
+        serde_json::from_value(document).map_err(malformed)
+    }
+}

@@ -11,6 +11,7 @@ use dosql_proto::{
 
 use crate::LakeError;
 use crate::buffer::Buffer;
+use crate::configure;
 use crate::flush::Writer;
 use crate::index::Index;
 use crate::maintenance::Schedule;
@@ -33,6 +34,8 @@ pub struct Lake {
     last_flush_ms: u64,
     /// Flushes that failed in a row.
     failures: u32,
+    /// Why the last one failed.
+    flush_error: String,
     /// Not before this is a flush tried again that nobody asked for.
     retry_at_ms: u64,
 }
@@ -73,6 +76,7 @@ impl Actor for Lake {
             for name in names {
                 index.table(name)?;
             }
+            configure::restore(&*context.objects(), &index).await?;
         } else {
             index.initialise(&positions)?;
         }
@@ -81,10 +85,20 @@ impl Actor for Lake {
             .into_iter()
             .map(|(shard, lsn)| (shard.into(), Progress { accepted: lsn, durable: lsn }))
             .collect();
-        let writer = Writer::new(&context, index);
+        let writer = Writer::new(&context, index)?;
         let buffer = Buffer::default();
         let schedule = Schedule::new(context.now_ms());
-        let lake = Self { context, writer, schedule, buffer, shards, last_flush_ms: 0, failures: 0, retry_at_ms: 0 };
+        let lake = Self {
+            context,
+            writer,
+            schedule,
+            buffer,
+            shards,
+            last_flush_ms: 0,
+            failures: 0,
+            flush_error: String::new(),
+            retry_at_ms: 0,
+        };
         lake.arm();
         Ok(lake)
     }
@@ -98,6 +112,8 @@ impl Actor for Lake {
             Some(Request::Status(_)) => self.status().map_err(Failure::from),
             Some(Request::Compact(compact)) => self.compact(compact).await,
             Some(Request::Cleanup(cleanup)) => self.clean_up(cleanup).await,
+            Some(Request::Configure(configure)) => self.configure(configure).await,
+            Some(Request::Options(options)) => Ok(self.options(&options)),
             None => Err(Failure::Answer(Error::invalid("the lake request is empty"))),
         };
         match outcome {
@@ -212,6 +228,13 @@ impl Lake {
             .set_alarm(self.flush_at_ms().map_or(self.schedule.next_ms, |at_ms| at_ms.min(self.schedule.next_ms)));
     }
 
+    /// The next flush need not wait for the pause after a failure.
+    pub(crate) fn flush_again(&mut self) {
+        self.retry_at_ms = 0;
+        self.failures = 0;
+        self.arm();
+    }
+
     /// A flush that nobody asked for: when it fails it is tried again later.
     async fn try_flush(&mut self) -> Result<(), Failure> {
         let outcome = self.flush().await;
@@ -230,6 +253,7 @@ impl Lake {
             let pause_ms = SHORTEST_PAUSE_MS.saturating_mul(1 << self.failures.min(16)).min(LONGEST_PAUSE_MS);
             self.failures = self.failures.saturating_add(1);
             self.retry_at_ms = self.context.now_ms().saturating_add(pause_ms);
+            self.flush_error = error.to_string();
             return Err(error);
         }
         let accepted = self.shards.iter().map(|(shard, progress)| (shard.to_string(), progress.accepted)).collect();
@@ -241,6 +265,7 @@ impl Lake {
         self.shards.values_mut().for_each(|progress| progress.durable = progress.accepted);
         self.buffer = Buffer::default();
         self.failures = 0;
+        self.flush_error.clear();
         self.retry_at_ms = 0;
         self.last_flush_ms = self.context.now_ms();
         Ok(())
@@ -287,6 +312,7 @@ impl Lake {
             last_flush_ms: self.last_flush_ms,
             shards: self.shard_positions(),
             tables,
+            flush_error: self.flush_error.clone(),
         }))
     }
 }

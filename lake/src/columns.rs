@@ -23,6 +23,8 @@ pub(crate) enum ColumnType {
 }
 
 impl ColumnType {
+    const ALL: &[Self] = &[Self::Long, Self::Double, Self::String, Self::Binary];
+
     /// The type for a declared type, after SQLite's rules of affinity.
     pub(crate) fn of_declared(declared: &str) -> Self {
         let declared = declared.trim().to_ascii_uppercase();
@@ -41,6 +43,16 @@ impl ColumnType {
             Self::String
         } else {
             Self::Double
+        }
+    }
+
+    /// As Iceberg calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Long => "long",
+            Self::Double => "double",
+            Self::String => "string",
+            Self::Binary => "binary",
         }
     }
 
@@ -64,14 +76,38 @@ pub(crate) enum Meta {
     Ordinal,
     Misfit,
     Key,
+    /// In the dead letters: the name of the column whose value does not fit.
+    Column,
+    /// In the dead letters: that value.
+    Value,
 }
 
 impl Meta {
     const MIRROR: &[Self] = &[Self::Shard, Self::Lsn, Self::CommittedAt, Self::Misfit, Self::Key];
     const CHANGES: &[Self] = &[Self::Shard, Self::Lsn, Self::CommittedAt, Self::Operation, Self::Ordinal, Self::Misfit];
 
-    const ALL: &[Self] =
-        &[Self::Shard, Self::Lsn, Self::CommittedAt, Self::Operation, Self::Ordinal, Self::Misfit, Self::Key];
+    const DEAD_LETTERS: &[Self] = &[
+        Self::Shard,
+        Self::Lsn,
+        Self::CommittedAt,
+        Self::Operation,
+        Self::Ordinal,
+        Self::Column,
+        Self::Value,
+        Self::Misfit,
+    ];
+
+    const ALL: &[Self] = &[
+        Self::Shard,
+        Self::Lsn,
+        Self::CommittedAt,
+        Self::Operation,
+        Self::Ordinal,
+        Self::Misfit,
+        Self::Key,
+        Self::Column,
+        Self::Value,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -82,6 +118,8 @@ impl Meta {
             Self::Ordinal => "_ordinal",
             Self::Misfit => "_misfit",
             Self::Key => "_key",
+            Self::Column => "_column",
+            Self::Value => "_value",
         }
     }
 
@@ -89,7 +127,7 @@ impl Meta {
         match self {
             Self::Lsn | Self::Ordinal => PrimitiveType::Long,
             Self::CommittedAt => PrimitiveType::Timestamptz,
-            Self::Shard | Self::Operation | Self::Misfit => PrimitiveType::String,
+            Self::Shard | Self::Operation | Self::Misfit | Self::Column | Self::Value => PrimitiveType::String,
             Self::Key => PrimitiveType::Binary,
         }
     }
@@ -99,11 +137,13 @@ impl Meta {
     }
 }
 
-/// Which of a source table's two lake tables.
+/// Which of a source table's lake tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TableKind {
     Mirror,
     Changes,
+    /// Values that did not fit their columns.
+    DeadLetters,
 }
 
 impl TableKind {
@@ -111,6 +151,7 @@ impl TableKind {
         match self {
             Self::Mirror => Meta::MIRROR,
             Self::Changes => Meta::CHANGES,
+            Self::DeadLetters => Meta::DEAD_LETTERS,
         }
     }
 }
@@ -118,6 +159,8 @@ impl TableKind {
 /// Names that readers of Iceberg give a meaning of their own.
 const READERS_NAMES: &[&str] = &["_file", "_pos", "_deleted", "_spec_id", "_partition", "_row_id"];
 const PREFIX: &str = "user_";
+/// In the name of a column of values that do not fit another, between that one's name and its type.
+const VARIANT: &str = "__v_";
 
 /// The name of the partition field: `dt`, or `_dt` where the table has a column of that name.
 pub(crate) fn partition_field_name(layouts: &[WalTable]) -> &'static str {
@@ -135,6 +178,7 @@ pub(crate) fn lake_name(source: &str, partition_field: &str) -> String {
     }
     let taken = |name: &str| core.eq_ignore_ascii_case(name);
     let reserved = taken(partition_field)
+        || core.rsplit_once(VARIANT).is_some_and(|(_, kind)| ColumnType::ALL.iter().any(|known| known.name() == kind))
         || Meta::ALL.iter().any(|meta| taken(meta.name()))
         || READERS_NAMES.iter().any(|name| taken(name));
     if reserved { format!("{PREFIX}{source}") } else { source.to_owned() }
@@ -145,6 +189,21 @@ pub(crate) fn lake_name(source: &str, partition_field: &str) -> String {
 pub(crate) enum Source {
     Meta(Meta),
     Column(ColumnType),
+    /// The values of this type that do not fit the column of this id and type.
+    Variant {
+        of: i32,
+        misfit: ColumnType,
+        column_type: ColumnType,
+    },
+}
+
+/// A column for the values of this type that do not fit another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Variant {
+    /// The id of the other.
+    pub(crate) of: i32,
+    pub(crate) column_type: ColumnType,
+    pub(crate) id: i32,
 }
 
 /// One column of a lake table.
@@ -166,39 +225,59 @@ pub(crate) struct LakeColumns {
 
 impl LakeColumns {
     /// Reads them off an Iceberg schema of ours.
-    pub(crate) fn of_schema(schema: &Schema, key: Vec<i32>) -> Result<Self, LakeError> {
+    pub(crate) fn of_schema(schema: &Schema, key: Vec<i32>, variants: &[Variant]) -> Result<Self, LakeError> {
         let mut columns = Vec::new();
         let mut fields = Vec::new();
         for field in schema.as_struct().fields() {
-            let source = match Meta::named(&field.name) {
-                Some(meta) => Source::Meta(meta),
-                None => Source::Column(match field.field_type.as_primitive_type() {
-                    Some(PrimitiveType::Long) => ColumnType::Long,
-                    Some(PrimitiveType::Double) => ColumnType::Double,
-                    Some(PrimitiveType::String) => ColumnType::String,
-                    Some(PrimitiveType::Binary) => ColumnType::Binary,
-                    _ => {
-                        return Err(LakeError::Malformed {
-                            path: field.name.clone(),
-                            reason: format!("the lake writes no columns of type {}", field.field_type),
-                        });
-                    }
-                }),
+            let variant = variants.iter().find(|variant| variant.id == field.id);
+            let source = match (Meta::named(&field.name), variant) {
+                (Some(meta), _) => Source::Meta(meta),
+                (None, Some(Variant { of, column_type, .. })) => {
+                    let misfit = schema.field_by_id(*of).map_or(Ok(*column_type), |field| column_type_of(field))?;
+                    Source::Variant { of: *of, misfit, column_type: *column_type }
+                }
+                (None, None) => Source::Column(column_type_of(field)?),
             };
             fields.push(arrow_field(&field.name, arrow_type(&source), field.id, true));
             columns.push(LakeColumn { id: field.id, name: field.name.clone(), source });
         }
         Ok(Self { columns, arrow: Arc::new(ArrowSchema::new(fields)), key })
     }
+
+    /// The types of the columns for values that do not fit the column of this id.
+    pub(crate) fn variants_of(&self, id: i32) -> impl Iterator<Item = ColumnType> {
+        self.columns.iter().filter_map(move |column| match column.source {
+            Source::Variant { of, column_type, .. } if of == id => Some(column_type),
+            _ => None,
+        })
+    }
+}
+
+fn column_type_of(field: &NestedField) -> Result<ColumnType, LakeError> {
+    match field.field_type.as_primitive_type() {
+        Some(PrimitiveType::Long) => Ok(ColumnType::Long),
+        Some(PrimitiveType::Double) => Ok(ColumnType::Double),
+        Some(PrimitiveType::String) => Ok(ColumnType::String),
+        Some(PrimitiveType::Binary) => Ok(ColumnType::Binary),
+        _ => Err(LakeError::Malformed {
+            path: field.name.clone(),
+            reason: format!("the lake writes no columns of type {}", field.field_type),
+        }),
+    }
 }
 
 fn arrow_type(source: &Source) -> DataType {
     match source {
         Source::Meta(Meta::CommittedAt) => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
-        Source::Meta(Meta::Lsn | Meta::Ordinal) | Source::Column(ColumnType::Long) => DataType::Int64,
-        Source::Column(ColumnType::Binary) | Source::Meta(Meta::Key) => DataType::Binary,
-        Source::Meta(_) | Source::Column(ColumnType::String) => DataType::Utf8,
-        Source::Column(ColumnType::Double) => DataType::Float64,
+        Source::Meta(Meta::Lsn | Meta::Ordinal) => DataType::Int64,
+        Source::Meta(Meta::Key) => DataType::Binary,
+        Source::Meta(_) => DataType::Utf8,
+        Source::Column(column_type) | Source::Variant { column_type, .. } => match column_type {
+            ColumnType::Long => DataType::Int64,
+            ColumnType::Double => DataType::Float64,
+            ColumnType::String => DataType::Utf8,
+            ColumnType::Binary => DataType::Binary,
+        },
     }
 }
 
@@ -222,6 +301,7 @@ pub(crate) fn new_schema(kind: TableKind) -> Result<Schema, LakeError> {
 pub(crate) fn with_columns(
     schema: &Schema,
     columns: &[FormColumn],
+    variants: &[Variant],
     partition_field: &str,
 ) -> Result<Schema, LakeError> {
     let meta = schema.as_struct().fields().iter().filter(|field| Meta::named(&field.name).is_some()).cloned();
@@ -229,7 +309,13 @@ pub(crate) fn with_columns(
         let name = lake_name(name, partition_field);
         NestedField::optional(*id, name, Type::Primitive(column_type.iceberg())).into()
     });
-    Ok(Schema::builder().with_schema_id(schema.schema_id()).with_fields(fields.chain(meta)).build()?)
+    let variants = variants.iter().filter_map(|Variant { of, column_type, id }| {
+        let FormColumn(name, ..) = columns.iter().find(|column| column.2 == *of)?;
+        let name = format!("{}{VARIANT}{}", lake_name(name, partition_field), column_type.name());
+        Some(NestedField::optional(*id, name, Type::Primitive(column_type.iceberg())).into())
+    });
+    let fields = fields.chain(variants).chain(meta);
+    Ok(Schema::builder().with_schema_id(schema.schema_id()).with_fields(fields).build()?)
 }
 
 #[cfg(test)]
@@ -257,5 +343,7 @@ mod tests {
         assert_eq!(lake_name("DT", "dt"), "user_DT");
         assert_eq!(lake_name("dt", "_dt"), "dt");
         assert_eq!(lake_name("größe", "dt"), "größe");
+        assert_eq!(lake_name("n__v_long", "dt"), "user_n__v_long");
+        assert_eq!(lake_name("n__v_other", "dt"), "n__v_other");
     }
 }

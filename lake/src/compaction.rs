@@ -24,6 +24,7 @@ use crate::flush::{NOT_INDEXED, Writer, placement};
 use crate::index::{KnownTable, Pending, Position};
 use crate::key::KeyReader;
 use crate::live_files::{LiveFile, LiveRows};
+use crate::options::FileOptions;
 use crate::parquet_file::{DataFileWriter, position_delete_file};
 use crate::table::{LakeTable, kind_of};
 
@@ -74,10 +75,12 @@ impl Writer {
     ) -> Result<Option<Compacted>, LakeError> {
         self.resolve_pending().await?;
         let Some(mut table) = self.open_existing(name).await? else { return Ok(None) };
-        let group = self.group(&table, policy).await?;
+        let target_bytes = self.configuration.of(table.source()).files.target_file_size;
+        let policy = CompactionPolicy { target_bytes: target_bytes.unwrap_or(policy.target_bytes), ..policy.clone() };
+        let group = self.group(&table, &policy).await?;
         let compacted = match group {
             Some(group) => {
-                let outcome = self.rewrite(name, &mut table, group, policy).await;
+                let outcome = self.rewrite(name, &mut table, group, &policy).await;
                 if let Err(LakeError::IndexStale { .. }) = outcome {
                     self.resolve_pending().await?;
                     self.index.mark_stale(self.index.table(name)?.id)?;
@@ -151,6 +154,7 @@ impl Writer {
         policy: &CompactionPolicy,
     ) -> Result<Compacted, LakeError> {
         let known = self.index.table(name)?;
+        let options = self.configuration.of(table.source());
         let is_mirror = kind_of(name) == TableKind::Mirror;
         let names = SnapshotNames { snapshot_id: self.new_snapshot_id(), uuid: self.new_uuid() };
         // Every file but the last has the target size, so there are no more than that.
@@ -172,11 +176,11 @@ impl Writer {
         self.index.transaction(|| self.index.add_pending(&pending))?;
 
         let index = is_mirror.then_some(&known);
-        let data = self.write_group(table, &group, index, &urls, policy.target_bytes).await?;
+        let data = self.write_group(table, &group, index, &urls, &options.files, policy.target_bytes).await?;
         let mut deletes = Vec::new();
         let kept = self.kept_deletes(table, &group).await?;
         if !kept.is_empty() {
-            let file = position_delete_file(&kept, &placement(table, &deletes_url, group.day), self.row_group_rows())?;
+            let file = position_delete_file(&kept, &placement(table, &deletes_url, group.day), options.files.codec)?;
             deletes.push(put_file(&*self.objects, table, file).await?);
         }
         let size =
@@ -207,11 +211,14 @@ impl Writer {
         group: &Group,
         index: Option<&KnownTable>,
         urls: &[String],
+        options: &FileOptions,
         target_bytes: u64,
     ) -> Result<Vec<DataFile>, LakeError> {
         let mut urls = urls.iter().peekable();
         let mut written = Vec::new();
         let mut output: Option<Output<'_>> = None;
+        let rows: u64 = group.data.iter().map(|file| file.file.record_count()).sum();
+        let form = self.file_form(table, options, usize::try_from(rows).unwrap_or(usize::MAX));
         for file in &group.data {
             let url = file.file.file_path();
             let deleted = group.deleted.get(url).map_or(&[][..], Vec::as_slice);
@@ -243,7 +250,7 @@ impl Writer {
                             Some(known) => self.index.add_file(known.id, url, group.day)?,
                             None => NOT_INDEXED,
                         };
-                        let writer = DataFileWriter::new(&table.columns, self.row_group_rows())?;
+                        let writer = DataFileWriter::new(&table.columns, &form)?;
                         Output { url, id, rows: 0, writer }
                     }
                 };

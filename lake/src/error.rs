@@ -56,6 +56,35 @@ pub enum LakeError {
         /// The object that is missing.
         positions: String,
     },
+    /// An option of a table that cannot be used.
+    #[error("option {name} of {table}: {reason}")]
+    Option {
+        /// The source table.
+        table: String,
+        /// The option.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A value does not fit its column, and the table's option `misfits` is `stop`.
+    #[error(
+        "{column} of {table}: {value}, which {shard} wrote at LSN {lsn}, does not fit its type {column_type}, and the table's \
+         option misfits is stop; nothing of the table is committed until it is null or widen"
+    )]
+    Misfit {
+        /// The source table.
+        table: String,
+        /// The column.
+        column: String,
+        /// The column's type in the lake.
+        column_type: &'static str,
+        /// The value, in short.
+        value: String,
+        /// The shard.
+        shard: String,
+        /// The LSN of the change.
+        lsn: u64,
+    },
     /// A record that no shard writes.
     #[error("record {lsn} of {shard} is malformed: {reason}")]
     Record {
@@ -84,7 +113,8 @@ impl From<LakeError> for Error {
             LakeError::Conflict { .. } | LakeError::IndexStale { .. } => {
                 Self::retryable(ErrorCode::Conflict, message, 1000)
             }
-            LakeError::Record { .. } => Self::invalid(message),
+            LakeError::Record { .. } | LakeError::Option { .. } => Self::invalid(message),
+            LakeError::Misfit { .. } => Self::new(ErrorCode::TypeMismatch, message),
             LakeError::Iceberg(_) | LakeError::Arrow(_) | LakeError::Parquet(_) => Self::internal(message),
         }
     }

@@ -24,9 +24,12 @@ use crate::LakeError;
 use crate::buffer::{Action, Buffer, Change, TableBuffer};
 use crate::columns::TableKind;
 use crate::commit::{Commit, Replaced, SnapshotNames, put_file};
+use crate::configure::Configuration;
 use crate::index::{Index, KnownTable, Pending};
 use crate::mirror::{MirrorPlan, Planner};
-use crate::parquet_file::{DataFileWriter, LakeFile, Placement, position_delete_file};
+use crate::misfits::Misfit;
+use crate::options::{FileOptions, Misfits, TableOptions};
+use crate::parquet_file::{DataFileWriter, FileForm, LakeFile, Placement, position_delete_file};
 use crate::record_batch::{Image, record_batch};
 use crate::reshape::Shapes;
 use crate::table::{LakeTable, WATERMARK, table_directory, table_name};
@@ -44,44 +47,75 @@ pub(crate) struct Writer {
     pub(crate) index: Index,
     /// By name.
     pub(crate) tables: HashMap<String, LakeTable>,
+    /// What was chosen for source tables.
+    pub(crate) configuration: Configuration,
 }
 
 impl Writer {
-    pub(crate) fn new(context: &Context, index: Index) -> Self {
-        Self { context: context.clone(), objects: context.objects(), index, tables: HashMap::new() }
+    pub(crate) fn new(context: &Context, index: Index) -> Result<Self, LakeError> {
+        let configuration = Configuration::load(&index)?;
+        Ok(Self { context: context.clone(), objects: context.objects(), index, tables: HashMap::new(), configuration })
     }
 
     /// Commits everything in the buffer. After an error some tables have it and others not; the next call goes on.
     pub(crate) async fn flush(&mut self, buffer: &Buffer) -> Result<(), LakeError> {
         self.resolve_pending().await?;
+        // Of a table that is to stop; the others go on.
+        let mut stopped = None;
         for (source, buffered) in &buffer.tables {
-            for kind in [TableKind::Mirror, TableKind::Changes] {
-                let name = table_name(source, kind);
-                let mut conflicts = 0;
-                while let Err(error) = self.flush_into(&name, source, kind, buffered).await {
-                    conflicts += 1;
-                    if conflicts > MOST_CONFLICTS || !matches!(error, LakeError::Conflict { .. }) {
-                        return Err(error);
-                    }
-                    // Another program was faster. What was planned on top of an older snapshot is given up, and planned anew.
-                    tracing::info!(%error, "committing again");
-                    self.resolve_pending().await?;
+            match self.flush_source(source, buffered).await {
+                Err(error @ LakeError::Misfit { .. }) => stopped = stopped.or(Some(error)),
+                outcome => outcome?,
+            }
+        }
+        stopped.map_or(Ok(()), Err)
+    }
+
+    /// Commits what is buffered of one source table.
+    async fn flush_source(&mut self, source: &str, buffered: &TableBuffer) -> Result<(), LakeError> {
+        let options = self.configuration.of(source);
+        let misfits = buffered.misfits();
+        if let Some(misfit) = misfits.iter().find(|misfit| options.misfits == Misfits::Stop && !misfit.before) {
+            return Err(buffered.refusal(source, *misfit));
+        }
+        let has_rows = buffered.changes.iter().any(|change| !matches!(change.action, Action::Reshape));
+        if !options.mirror && has_rows {
+            self.mirror_lacks_changes(source).await?;
+        }
+        let batch = SourceBatch { source, buffered, misfits: &misfits, options: &options };
+        for kind in [TableKind::Mirror, TableKind::Changes, TableKind::DeadLetters] {
+            let name = table_name(source, kind);
+            let mut conflicts = 0;
+            while let Err(error) = self.flush_into(&name, kind, &batch).await {
+                conflicts += 1;
+                if conflicts > MOST_CONFLICTS || !matches!(error, LakeError::Conflict { .. }) {
+                    return Err(error);
                 }
+                // Another program was faster. What was planned on top of an older snapshot is given up, and planned anew.
+                tracing::info!(%error, "committing again");
+                self.resolve_pending().await?;
             }
         }
         Ok(())
     }
 
-    async fn flush_into(
-        &mut self,
-        name: &str,
-        source: &str,
-        kind: TableKind,
-        buffered: &TableBuffer,
-    ) -> Result<(), LakeError> {
+    async fn flush_into(&mut self, name: &str, kind: TableKind, batch: &SourceBatch<'_>) -> Result<(), LakeError> {
+        let is_on = match kind {
+            TableKind::Mirror => batch.options.mirror,
+            TableKind::Changes => batch.options.changes,
+            TableKind::DeadLetters => batch.letters().next().is_some(),
+        };
         // A table is cached only while its state is certain.
-        let mut table = self.open(name, source, kind, buffered).await?;
-        self.flush_table(name, kind, &mut table, buffered).await?;
+        let mut table = match self.open_existing(name).await? {
+            Some(table) => table,
+            None if is_on => self.create(name, kind, batch).await?,
+            None => return Ok(()),
+        };
+        match (is_on, kind) {
+            (true, _) => self.flush_table(name, kind, &mut table, batch).await?,
+            (false, TableKind::DeadLetters) => {}
+            (false, _) => self.flush_shape(&mut table, batch).await?,
+        }
         self.tables.insert(name.to_owned(), table);
         Ok(())
     }
@@ -117,20 +151,11 @@ impl Writer {
         Ok(())
     }
 
-    async fn open(
-        &mut self,
-        name: &str,
-        source: &str,
-        kind: TableKind,
-        buffered: &TableBuffer,
-    ) -> Result<LakeTable, LakeError> {
-        if let Some(table) = self.open_existing(name).await? {
-            return Ok(table);
-        }
+    async fn create(&self, name: &str, kind: TableKind, batch: &SourceBatch<'_>) -> Result<LakeTable, LakeError> {
         let directory = table_directory(name);
         let (uuid, now_ms) = (self.new_uuid(), self.context.now_ms());
-        let table =
-            LakeTable::create(&*self.objects, &directory, source, kind, &buffered.layouts, uuid, now_ms).await?;
+        let layouts = &batch.buffered.layouts;
+        let table = LakeTable::create(&*self.objects, &directory, batch.source, kind, layouts, uuid, now_ms).await?;
         self.checked(name, table).await
     }
 
@@ -161,39 +186,70 @@ impl Writer {
         Ok(table)
     }
 
+    /// Takes the schema changes into a table that is off, so that it is right when it is on again.
+    async fn flush_shape(&self, table: &mut LakeTable, batch: &SourceBatch<'_>) -> Result<(), LakeError> {
+        let (mut changes, _) = news(table, &batch.buffered.changes);
+        changes.retain(|number| matches!(batch.buffered.changes[*number].action, Action::Reshape | Action::Drop));
+        table.follow(batch.buffered, &changes, &[])?;
+        self.commit_shape(table).await
+    }
+
+    async fn commit_shape(&self, table: &mut LakeTable) -> Result<(), LakeError> {
+        match table.reshaped || table.evolved.is_some() {
+            true => table.commit_shape(&*self.objects, self.context.now_ms()).await,
+            false => Ok(()),
+        }
+    }
+
     async fn flush_table(
         &self,
         name: &str,
         kind: TableKind,
         table: &mut LakeTable,
-        buffered: &TableBuffer,
+        batch: &SourceBatch<'_>,
     ) -> Result<(), LakeError> {
+        let buffered = batch.buffered;
         let (changes, watermarks) = news(table, &buffered.changes);
         if changes.is_empty() {
             return Ok(());
         }
-        let shapes = table.follow(buffered, &changes)?;
+        let shapes = match kind {
+            TableKind::DeadLetters => Shapes::default(),
+            TableKind::Mirror | TableKind::Changes => {
+                let widen = if batch.options.misfits == Misfits::Widen { batch.misfits } else { &[] };
+                table.follow(buffered, &changes, widen)?
+            }
+        };
         let is_row = |number: &usize| !matches!(buffered.changes[*number].action, Action::Reshape);
         if !changes.iter().any(is_row) {
-            return match table.reshaped || table.evolved.is_some() {
-                true => table.commit_shape(&*self.objects, self.context.now_ms()).await,
-                false => Ok(()),
-            };
+            return self.commit_shape(table).await;
         }
         let known = self.index.table(name)?;
         let names = SnapshotNames { snapshot_id: self.new_snapshot_id(), uuid: self.new_uuid() };
         let prepared = match kind {
             TableKind::Mirror => self.prepare_mirror(&known, table, names, buffered, &shapes, &changes)?,
-            TableKind::Changes => self.prepare_changes(&known, table, names, buffered, &shapes, &changes)?,
+            TableKind::Changes => {
+                let images = changes.iter().flat_map(|number| images(&buffered.changes[*number], shapes.of(*number)));
+                self.prepare_appends(&known, table, names, images)?
+            }
+            TableKind::DeadLetters => {
+                let letters = batch.letters().filter(|letter| changes.binary_search(&letter.change).is_ok());
+                let images = letters.filter_map(|letter| dead_letter(buffered, letter));
+                let prepared = self.prepare_appends(&known, table, names, images)?;
+                if prepared.data.is_empty() {
+                    return self.index.take_back(&prepared.pending);
+                }
+                prepared
+            }
         };
         let mut data = Vec::with_capacity(prepared.data.len());
         for file in &prepared.data {
-            let file = self.data_file(table, buffered, &shapes, file)?;
+            let file = self.data_file(table, batch, &shapes, file)?;
             data.push(put_file(&*self.objects, table, file).await?);
         }
         let mut deletes = Vec::with_capacity(prepared.deletes.len());
         for DeletesToWrite { day, url, rows } in &prepared.deletes {
-            let file = position_delete_file(rows, &placement(table, url, *day), self.row_group_rows())?;
+            let file = position_delete_file(rows, &placement(table, url, *day), batch.options.files.codec)?;
             deletes.push(put_file(&*self.objects, table, file).await?);
         }
         let now_ms = self.context.now_ms();
@@ -218,7 +274,7 @@ impl Writer {
                 Planner::new(&self.index, buffered, known.id, &new_url)?.plan(changes.iter().copied())?;
             let image = |number: &usize| {
                 let change = &buffered.changes[*number];
-                after(change).map(|row| Image { change, row, shape: shapes.of(*number), operation: "" })
+                after(change).map(|row| Image { change, row, shape: shapes.of(*number), operation: "", letter: None })
             };
             let data = files
                 .iter()
@@ -237,20 +293,17 @@ impl Writer {
         })
     }
 
-    /// Names what a flush adds to a change log, durably.
-    fn prepare_changes<'a>(
+    /// Names what a flush adds to a table that only grows, durably.
+    fn prepare_appends<'a>(
         &self,
         known: &KnownTable,
         table: &LakeTable,
         names: SnapshotNames,
-        buffered: &'a TableBuffer,
-        shapes: &Shapes,
-        changes: &[usize],
+        images: impl Iterator<Item = Image<'a>>,
     ) -> Result<Prepared<'a>, LakeError> {
         let mut days: BTreeMap<i32, Vec<Image<'a>>> = BTreeMap::new();
-        for number in changes {
-            let change = &buffered.changes[*number];
-            days.entry(change.day()).or_default().extend(images(change, shapes.of(*number)));
+        for image in images {
+            days.entry(image.change.day()).or_default().push(image);
         }
         let data =
             days.into_iter().map(|(day, images)| DataToWrite { day, url: self.new_url(table, day), images }).collect();
@@ -288,19 +341,31 @@ impl Writer {
     fn data_file(
         &self,
         table: &LakeTable,
-        buffered: &TableBuffer,
+        batch: &SourceBatch<'_>,
         shapes: &Shapes,
         file: &DataToWrite<'_>,
     ) -> Result<LakeFile, LakeError> {
-        let mut writer = DataFileWriter::new(&table.columns, self.row_group_rows())?;
+        let form = self.file_form(table, &batch.options.files, file.images.len());
+        let mut writer = DataFileWriter::new(&table.columns, &form)?;
         for images in file.images.chunks(BATCH_ROWS) {
-            writer.write(&record_batch(&table.columns, &buffered.layouts, &shapes.shapes, images)?)?;
+            writer.write(&record_batch(&table.columns, &batch.buffered.layouts, &shapes.shapes, images)?)?;
         }
         writer.finish(&table.columns, &placement(table, &file.url, file.day))
     }
 
-    pub(crate) fn row_group_rows(&self) -> usize {
-        usize::try_from(self.context.settings().lake_parquet_row_group_size).unwrap_or(usize::MAX)
+    /// How a data file of a table is written.
+    pub(crate) fn file_form(&self, table: &LakeTable, options: &FileOptions, rows: usize) -> FileForm {
+        let setting = self.context.settings().lake_parquet_row_group_size;
+        let row_group_rows = usize::try_from(options.row_group_size.unwrap_or(setting)).unwrap_or(usize::MAX);
+        let filtered = options.bloom_filters.iter().filter_map(|source| table.column_named(source));
+        FileForm {
+            codec: options.codec,
+            row_group_rows,
+            bloom_filters: filtered.map(|column| column.name.clone()).collect(),
+            distinct_values: rows.min(row_group_rows) as u64,
+            page_index: options.page_index,
+            statistics: options.statistics,
+        }
     }
 
     /// A URL for a new file of a day.
@@ -317,6 +382,22 @@ impl Writer {
     /// Snapshot ids are positive.
     pub(crate) fn new_snapshot_id(&self) -> i64 {
         ((self.context.random_u64() >> 1).cast_signed()).max(1)
+    }
+}
+
+/// What one flush has for one source table.
+struct SourceBatch<'a> {
+    source: &'a str,
+    buffered: &'a TableBuffer,
+    misfits: &'a [Misfit],
+    options: &'a TableOptions,
+}
+
+impl SourceBatch<'_> {
+    /// The misfits that are to become dead letters: each once, when it is written.
+    fn letters(&self) -> impl Iterator<Item = Misfit> {
+        let are_wanted = self.options.misfits == Misfits::Null && (self.options.mirror || self.options.changes);
+        self.misfits.iter().copied().filter(move |misfit| are_wanted && !misfit.before)
     }
 }
 
@@ -359,7 +440,8 @@ fn news(table: &LakeTable, changes: &[Change]) -> (Vec<usize>, BTreeMap<String, 
             shards.len() - 1
         });
         let (_, watermark, last) = &mut shards[place];
-        let is_known = matches!(change.action, Action::Reshape) && table.forms.has(&change.shard, change.lsn);
+        let is_schema = matches!(change.action, Action::Reshape | Action::Drop);
+        let is_known = is_schema && table.forms.has(&change.shard, change.lsn);
         if change.lsn > *watermark && !is_known {
             *last = change.lsn.max(*last);
             numbers.push(number);
@@ -378,7 +460,7 @@ fn after(change: &Change) -> Option<&Row> {
 /// A change's rows in the change log.
 fn images(change: &Change, shape: usize) -> impl Iterator<Item = Image<'_>> {
     const NO_ROW: &Row = &Row { values: Vec::new() };
-    let image = |row, operation| Some(Image { change, row, shape, operation });
+    let image = |row, operation| Some(Image { change, row, shape, operation, letter: None });
     let (first, second) = match &change.action {
         Action::Insert { after } => (image(after, "insert"), None),
         Action::Delete { before } => (image(before, "delete"), None),
@@ -387,4 +469,14 @@ fn images(change: &Change, shape: usize) -> impl Iterator<Item = Image<'_>> {
         Action::Reshape => (None, None),
     };
     first.into_iter().chain(second)
+}
+
+fn dead_letter(buffered: &TableBuffer, misfit: Misfit) -> Option<Image<'_>> {
+    let change = &buffered.changes[misfit.change];
+    let operation = match change.action {
+        Action::Insert { .. } => "insert",
+        _ => "update_after",
+    };
+    let letter = Some(misfit.place);
+    Some(Image { change, row: buffered.row_of(misfit)?, shape: 0, operation, letter })
 }

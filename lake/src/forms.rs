@@ -60,6 +60,11 @@ impl Forms {
         self.forms.last()
     }
 
+    /// The id of the column that has this name in the newest form.
+    pub(crate) fn id_named(&self, name: &str) -> Option<i32> {
+        self.newest()?.iter().find(|column| column.0.eq_ignore_ascii_case(name)).map(|column| column.2)
+    }
+
     pub(crate) fn get(&self, number: u64) -> Option<&Form> {
         self.forms.get(usize::try_from(number.checked_sub(self.first)?).ok()?)
     }
@@ -126,7 +131,10 @@ impl Forms {
     pub(crate) fn columns(&self) -> Form {
         let mut columns = self.newest().cloned().unwrap_or_default();
         let places: Vec<u64> = self.shards.values().filter(|place| !place.dropped).map(|place| place.form).collect();
-        for (_, form) in (self.first..).zip(&self.forms).rev().filter(|(number, _)| places.contains(number)) {
+        for (at, form) in self.forms.iter().enumerate().rev() {
+            if !places.contains(&(self.first + at as u64)) {
+                continue;
+            }
             for column in form {
                 let FormColumn(name, _, id) = column;
                 let taken = |known: &FormColumn| known.2 == *id || known.0.eq_ignore_ascii_case(name);
@@ -145,6 +153,7 @@ impl Forms {
         let sources = columns.columns.iter().map(|column| match column.source {
             Source::Meta(_) => None,
             Source::Column(_) => place(column.id),
+            Source::Variant { of, .. } => place(of),
         });
         sources.collect()
     }

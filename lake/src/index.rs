@@ -41,6 +41,9 @@ CREATE TABLE IF NOT EXISTS _dosql_moves (
 CREATE TABLE IF NOT EXISTS _dosql_replaced (
     table_id INTEGER NOT NULL, file INTEGER NOT NULL, PRIMARY KEY (table_id, file)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS _dosql_options (
+    source TEXT PRIMARY KEY, options TEXT NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS _dosql_maintenance (
     task TEXT PRIMARY KEY, at_ms INTEGER NOT NULL
 ) WITHOUT ROWID;
@@ -339,6 +342,20 @@ impl Index {
         self.database
             .prepare_cached("INSERT OR REPLACE INTO _dosql_maintenance (task, at_ms) VALUES (?1, ?2)")?
             .execute(params![task, at_ms.cast_signed()])?;
+        Ok(())
+    }
+
+    /// The options of source tables, as documents.
+    pub(crate) fn options(&self) -> Result<Vec<(String, String)>, LakeError> {
+        let mut statement = self.database.prepare_cached("SELECT source, options FROM _dosql_options")?;
+        Ok(statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?)
+    }
+
+    /// Sets the options of a source table.
+    pub(crate) fn set_options(&self, source: &str, options: &str) -> Result<(), LakeError> {
+        self.database
+            .prepare_cached("INSERT OR REPLACE INTO _dosql_options (source, options) VALUES (?1, ?2)")?
+            .execute([source, options])?;
         Ok(())
     }
 

@@ -93,7 +93,7 @@ pub(crate) fn telling_columns(
         let source = sources[place].filter(|source| *source == *position as usize)?;
         match columns.columns[place].source {
             Source::Column(column_type) => Some((source, column_type)),
-            Source::Meta(_) => None,
+            Source::Meta(_) | Source::Variant { .. } => None,
         }
     };
     columns.key.iter().zip(&layout.primary_key).map(telling).collect()

@@ -13,13 +13,17 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::statistics::Statistics;
+use parquet::schema::types::ColumnPath;
 
 use crate::LakeError;
 use crate::columns::{ColumnType, LakeColumns, Meta, Source, arrow_field};
+use crate::options::Codec;
 
 /// Field ids that Iceberg reserves for the columns of a position delete file.
 const DELETED_FILE_ID: i32 = 2_147_483_546;
 const DELETED_POSITION_ID: i32 = 2_147_483_545;
+/// Rows of a position delete file's row group.
+const DELETES_IN_A_ROW_GROUP: usize = 1 << 20;
 
 /// A file's bytes, and how a manifest lists it.
 pub(crate) struct LakeFile {
@@ -35,6 +39,19 @@ pub(crate) struct Placement<'a> {
     pub(crate) spec_id: i32,
 }
 
+/// How a data file is written.
+#[derive(Debug, Clone)]
+pub(crate) struct FileForm {
+    pub(crate) codec: Codec,
+    pub(crate) row_group_rows: usize,
+    /// Lake columns with a Bloom filter.
+    pub(crate) bloom_filters: Vec<String>,
+    /// How many values of a row group a Bloom filter is made for.
+    pub(crate) distinct_values: u64,
+    pub(crate) page_index: bool,
+    pub(crate) statistics: bool,
+}
+
 /// Encoded bytes of a row group at which it ends, however few rows it has.
 const ROW_GROUP_BYTES: usize = 64 << 20;
 
@@ -44,8 +61,8 @@ pub(crate) struct DataFileWriter {
 }
 
 impl DataFileWriter {
-    pub(crate) fn new(columns: &LakeColumns, row_group_rows: usize) -> Result<Self, LakeError> {
-        Ok(Self { writer: writer(&columns.arrow, row_group_rows)? })
+    pub(crate) fn new(columns: &LakeColumns, form: &FileForm) -> Result<Self, LakeError> {
+        Ok(Self { writer: writer(&columns.arrow, form)? })
     }
 
     pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), LakeError> {
@@ -84,7 +101,7 @@ impl DataFileWriter {
 pub(crate) fn position_delete_file(
     deletes: &[(Arc<str>, i64)],
     placement: &Placement<'_>,
-    row_group_rows: usize,
+    codec: Codec,
 ) -> Result<LakeFile, LakeError> {
     let schema = Arc::new(ArrowSchema::new(vec![
         arrow_field("file_path", DataType::Utf8, DELETED_FILE_ID, false),
@@ -93,7 +110,15 @@ pub(crate) fn position_delete_file(
     let files: StringArray = deletes.iter().map(|(file, _)| Some(&**file)).collect();
     let positions: Int64Array = deletes.iter().map(|(_, position)| Some(*position)).collect();
     let batch = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(files), Arc::new(positions)])?;
-    let mut writer = writer(&schema, row_group_rows)?;
+    let form = FileForm {
+        codec,
+        row_group_rows: DELETES_IN_A_ROW_GROUP,
+        bloom_filters: Vec::new(),
+        distinct_values: 0,
+        page_index: false,
+        statistics: true,
+    };
+    let mut writer = writer(&schema, &form)?;
     writer.write(&batch)?;
     let bytes: Bytes = writer.into_inner()?.into();
     let mut entry = entry(DataContentType::PositionDeletes, placement, deletes.len() as u64, bytes.len());
@@ -122,16 +147,28 @@ fn incomplete(error: iceberg::spec::DataFileBuilderError) -> LakeError {
     LakeError::Iceberg(Box::new(iceberg::Error::new(iceberg::ErrorKind::DataInvalid, error.to_string())))
 }
 
-fn writer(schema: &SchemaRef, row_group_rows: usize) -> Result<ArrowWriter<Vec<u8>>, LakeError> {
-    let properties = WriterProperties::builder()
+fn writer(schema: &SchemaRef, form: &FileForm) -> Result<ArrowWriter<Vec<u8>>, LakeError> {
+    let mut properties = WriterProperties::builder()
         .set_created_by("DoLake".to_owned())
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
-        .set_max_row_group_row_count(Some(row_group_rows))
-        // Bounds are kept for a row group; bounds for each page would cost time on every value.
-        .set_statistics_enabled(EnabledStatistics::Chunk)
-        .build();
+        .set_compression(match form.codec {
+            Codec::Zstd => Compression::ZSTD(ZstdLevel::try_new(1)?),
+            Codec::Snappy => Compression::SNAPPY,
+        })
+        .set_max_row_group_row_count(Some(form.row_group_rows))
+        // Bounds are kept for a row group; bounds for each page cost time on every value, and are for those who ask for them.
+        .set_statistics_enabled(match (form.statistics, form.page_index) {
+            (false, _) => EnabledStatistics::None,
+            (true, false) => EnabledStatistics::Chunk,
+            (true, true) => EnabledStatistics::Page,
+        });
+    for column in &form.bloom_filters {
+        let path = ColumnPath::from(column.as_str());
+        properties = properties
+            .set_column_bloom_filter_enabled(path.clone(), true)
+            .set_column_bloom_filter_ndv(path, form.distinct_values.max(1));
+    }
     // The Arrow schema itself is left out: readers go by field ids.
-    let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
+    let options = ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
     Ok(ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(schema), options)?)
 }
 
@@ -198,9 +235,9 @@ fn bounds(source: &Source, statistics: &Statistics) -> (Option<Datum>, Option<Da
         }
         Statistics::ByteArray(values) => {
             let datum = |bytes: &[u8]| match source {
-                Source::Column(ColumnType::Binary) | Source::Meta(Meta::Key) => {
-                    Some(Datum::binary(bytes.iter().copied()))
-                }
+                Source::Column(ColumnType::Binary)
+                | Source::Variant { column_type: ColumnType::Binary, .. }
+                | Source::Meta(Meta::Key) => Some(Datum::binary(bytes.iter().copied())),
                 _ => std::str::from_utf8(bytes).ok().map(Datum::string),
             };
             (values.min_bytes_opt().and_then(datum), values.max_bytes_opt().and_then(datum))

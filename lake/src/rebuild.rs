@@ -18,7 +18,7 @@ impl Writer {
         self.index.clear_table(known.id)?;
         let mut rows = 0_i64;
         let live = table.live_files(&*self.objects).await?;
-        if kind_of(name) == TableKind::Changes {
+        if kind_of(name) != TableKind::Mirror {
             rows = live.data.iter().map(|file| file.file.record_count().cast_signed()).sum();
         } else {
             let mut deleted = table.deleted_rows(&*self.objects, live.deletes.iter()).await?;

@@ -24,6 +24,8 @@ pub(crate) struct Image<'a> {
     pub(crate) shape: usize,
     /// For the change log's `_operation`.
     pub(crate) operation: &'static str,
+    /// In the dead letters, the place in the row of the value that the letter is about.
+    pub(crate) letter: Option<usize>,
 }
 
 /// The images as columns, in order.
@@ -33,18 +35,30 @@ pub(crate) fn record_batch(
     shapes: &[Shape],
     images: &[Image<'_>],
 ) -> Result<RecordBatch, LakeError> {
-    let mut misfits = vec![false; images.len()];
+    let mut misfits: Vec<bool> = images.iter().map(|image| image.letter.is_some()).collect();
     let mut arrays: Vec<Option<ArrayRef>> = Vec::with_capacity(columns.columns.len());
+    let cells = |place: usize| {
+        images.iter().map(move |image| {
+            // That a table was dropped has no row, and so no shape.
+            let source = shapes.get(image.shape)?.sources[place]?;
+            image.row.values.get(source).and_then(|value| value.kind.as_ref())
+        })
+    };
     for (place, column) in columns.columns.iter().enumerate() {
         arrays.push(match column.source {
             Source::Column(column_type) => {
-                let cells = images.iter().map(|image| {
-                    let source = shapes[image.shape].sources[place]?;
-                    image.row.values.get(source).and_then(|value| value.kind.as_ref())
-                });
-                Some(cells_array(column_type, cells, &mut misfits))
+                let variants: Vec<ColumnType> = columns.variants_of(column.id).collect();
+                let stands_elsewhere =
+                    |kind: &Kind| ColumnType::holding(kind).is_some_and(|holding| variants.contains(&holding));
+                Some(cells_array(column_type, cells(place), &mut |row, kind| misfits[row] |= !stands_elsewhere(kind)))
+            }
+            Source::Variant { misfit, column_type, .. } => {
+                let belongs = |kind: &&Kind| !misfit.fits(kind) && ColumnType::holding(kind) == Some(column_type);
+                let cells = cells(place).map(|cell| cell.filter(belongs));
+                Some(cells_array(column_type, cells, &mut |_, _| {}))
             }
             Source::Meta(Meta::Key) => Some(key_array(columns, layouts, shapes, images)),
+            Source::Meta(meta @ (Meta::Column | Meta::Value)) => Some(letter_array(meta, layouts, images)),
             Source::Meta(meta) => meta_array(meta, images),
         });
     }
@@ -53,76 +67,67 @@ pub(crate) fn record_batch(
     Ok(RecordBatch::try_new(Arc::clone(&columns.arrow), arrays)?)
 }
 
-/// One source column's cells. Marks the rows whose value does not fit.
+/// One source column's cells. A cell whose value does not fit is null, and told to `misfit`.
 fn cells_array<'a>(
     column_type: ColumnType,
     cells: impl ExactSizeIterator<Item = Option<&'a Kind>>,
-    misfits: &mut [bool],
+    misfit: &mut dyn FnMut(usize, &Kind),
 ) -> ArrayRef {
     let rows = cells.len();
+    let cells = cells.enumerate().map(|(row, cell)| {
+        cell.filter(|kind| {
+            let fits = column_type.fits(kind);
+            if !fits {
+                misfit(row, kind);
+            }
+            fits
+        })
+    });
     match column_type {
         ColumnType::Long => {
             let mut array = Int64Builder::with_capacity(rows);
-            for (cell, misfit) in cells.zip(misfits) {
+            for cell in cells {
                 match cell {
                     Some(Kind::Integer(integer)) => array.append_value(*integer),
-                    cell => {
-                        array.append_null();
-                        *misfit |= cell.is_some();
-                    }
+                    _ => array.append_null(),
                 }
             }
             Arc::new(array.finish())
         }
         ColumnType::Double => {
             let mut array = Float64Builder::with_capacity(rows);
-            for (cell, misfit) in cells.zip(misfits) {
+            for cell in cells {
                 match cell {
                     Some(Kind::Real(real)) => array.append_value(*real),
-                    Some(Kind::Integer(integer)) if is_exact(*integer) => array.append_value(*integer as f64),
-                    cell => {
-                        array.append_null();
-                        *misfit |= cell.is_some();
-                    }
+                    Some(Kind::Integer(integer)) => array.append_value(*integer as f64),
+                    _ => array.append_null(),
                 }
             }
             Arc::new(array.finish())
         }
         ColumnType::String => {
             let mut array = StringBuilder::with_capacity(rows, rows * 8);
-            for (cell, misfit) in cells.zip(misfits) {
+            for cell in cells {
                 match cell {
                     Some(Kind::Text(text)) => array.append_value(text),
                     Some(Kind::Integer(integer)) => array.append_value(integer.to_string()),
                     Some(Kind::Real(real)) => array.append_value(format!("{real:?}")),
-                    cell => {
-                        array.append_null();
-                        *misfit |= cell.is_some();
-                    }
+                    _ => array.append_null(),
                 }
             }
             Arc::new(array.finish())
         }
         ColumnType::Binary => {
             let mut array = BinaryBuilder::with_capacity(rows, rows * 8);
-            for (cell, misfit) in cells.zip(misfits) {
+            for cell in cells {
                 match cell {
                     Some(Kind::Blob(bytes)) => array.append_value(bytes),
-                    cell => {
-                        array.append_null();
-                        *misfit |= cell.is_some();
-                    }
+                    _ => array.append_null(),
                 }
             }
             Arc::new(array.finish())
         }
     }
-}
-
-/// Whether a double holds this integer exactly.
-fn is_exact(integer: i64) -> bool {
-    const LIMIT: i64 = 1 << 53;
-    (-LIMIT..=LIMIT).contains(&integer)
 }
 
 /// A column that every row has; `None` for those that are made of several others.
@@ -138,7 +143,7 @@ fn meta_array(meta: Meta, images: &[Image<'_>]) -> Option<ArrayRef> {
         Arc::new(array.finish())
     };
     Some(match meta {
-        Meta::Misfit | Meta::Key => return None,
+        Meta::Misfit | Meta::Key | Meta::Column | Meta::Value => return None,
         Meta::Shard => string(|image| &image.change.shard),
         Meta::Operation => string(|image| image.operation),
         Meta::Lsn => long(|change| i64::try_from(change.lsn).unwrap_or(i64::MAX)),
@@ -161,6 +166,19 @@ fn key_array(columns: &LakeColumns, layouts: &[WalTable], shapes: &[Shape], imag
             columns.iter().all(|(source, column_type)| is_told(*column_type, row.values.get(*source)))
         });
         array.append_option((!told).then(|| stored(&key(&layouts[change.layout], change.rowid, row))));
+    }
+    Arc::new(array.finish())
+}
+
+/// The column, or the value, that a dead letter is about.
+fn letter_array(meta: Meta, layouts: &[WalTable], images: &[Image<'_>]) -> ArrayRef {
+    let mut array = StringBuilder::new();
+    for image in images {
+        let value =
+            image.letter.and_then(|place| image.row.values.get(place)).map(|value| value_json(value).to_string());
+        let columns = &layouts[image.change.layout].columns;
+        let name = image.letter.and_then(|place| columns.get(place)).map(|column| column.name.clone());
+        array.append_option(if meta == Meta::Value { value } else { name });
     }
     Arc::new(array.finish())
 }

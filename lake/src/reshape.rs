@@ -1,6 +1,7 @@
 //! What the source's schema changes make of a lake table: the forms that its shards go through, and the Iceberg schema that holds
 //! the columns of all that are in use.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use dosql_actors::ObjectStore;
@@ -8,8 +9,13 @@ use iceberg::spec::{SchemaRef, TableMetadata, TableMetadataBuilder};
 
 use crate::LakeError;
 use crate::buffer::{Action, TableBuffer};
-use crate::columns::{LakeColumns, with_columns};
-use crate::table::{FORMS, LakeTable, metadata_path};
+use crate::columns::{ColumnType, LakeColumn, LakeColumns, Source, Variant, with_columns};
+use crate::forms::FormColumn;
+use crate::misfits::Misfit;
+use crate::table::{FORMS, LakeTable, VARIANTS, metadata_path};
+
+/// Stands for the shape of a change that has no rows, or whose rows the table has.
+const NO_SHAPE: usize = usize::MAX;
 
 /// How rows of one layout and form fill the table's columns.
 pub(crate) struct Shape {
@@ -20,6 +26,7 @@ pub(crate) struct Shape {
 }
 
 /// The shapes of a flush's rows.
+#[derive(Default)]
 pub(crate) struct Shapes {
     pub(crate) shapes: Vec<Shape>,
     /// By change, the index of its rows' shape.
@@ -34,9 +41,14 @@ impl Shapes {
 }
 
 impl LakeTable {
-    /// Takes in the schema changes among these changes. What they make of the schema becomes part of the table with the next
-    /// commit.
-    pub(crate) fn follow(&mut self, buffered: &TableBuffer, changes: &[usize]) -> Result<Shapes, LakeError> {
+    /// Takes in the schema changes among these changes, and makes columns for the values that are to widen theirs. What that
+    /// makes of the schema becomes part of the table with the next commit.
+    pub(crate) fn follow(
+        &mut self,
+        buffered: &TableBuffer,
+        changes: &[usize],
+        widen: &[Misfit],
+    ) -> Result<Shapes, LakeError> {
         let mut last_id = self.metadata.last_column_id().max(self.schema().highest_field_id());
         let mut new_id = || {
             last_id += 1;
@@ -45,7 +57,7 @@ impl LakeTable {
         let before = self.forms.clone();
         // (layout, number of the form)
         let mut seen: Vec<(usize, u64)> = Vec::new();
-        let mut of = vec![0; buffered.changes.len()];
+        let mut of = vec![NO_SHAPE; buffered.changes.len()];
         // The shards' present layouts.
         let mut current: Vec<(&Rc<str>, usize, usize)> = Vec::new();
         for number in changes {
@@ -77,6 +89,17 @@ impl LakeTable {
                 }
             }
         }
+        for misfit in widen.iter().filter(|misfit| of[misfit.change] != NO_SHAPE) {
+            let value = buffered.row_of(*misfit).and_then(|row| row.values.get(misfit.place)?.kind.as_ref());
+            let (_, form) = seen[of[misfit.change]];
+            let column = self.forms.get(form).and_then(|form| form.get(misfit.place));
+            if let Some((column_type, FormColumn(.., of))) = value.and_then(ColumnType::holding).zip(column)
+                && !self.variants.iter().any(|known| known.of == *of && known.column_type == column_type)
+            {
+                self.variants.push(Variant { of: *of, column_type, id: new_id() });
+                self.reshaped = true;
+            }
+        }
         self.evolve()?;
         let shape = |(layout, form)| Shape { layout, sources: self.forms.sources(form, &self.columns) };
         let shapes = seen.into_iter().map(shape).collect();
@@ -87,7 +110,7 @@ impl LakeTable {
 
     /// Has the schema hold the columns of all forms in use.
     fn evolve(&mut self) -> Result<(), LakeError> {
-        let evolved = with_columns(self.schema(), &self.forms.columns(), self.partition_field())?;
+        let evolved = with_columns(self.schema(), &self.forms.columns(), &self.variants, self.partition_field())?;
         if evolved.as_struct() == self.schema().as_struct() {
             return Ok(());
         }
@@ -99,9 +122,19 @@ impl LakeTable {
                 evolved.into_builder().with_schema_id(newest + 1).build()?.into()
             }
         };
-        self.columns = LakeColumns::of_schema(&evolved, self.columns.key.clone())?;
+        self.columns = LakeColumns::of_schema(&evolved, self.columns.key.clone(), &self.variants)?;
         self.evolved = Some(evolved);
         Ok(())
+    }
+
+    /// The column that a column of the source, or one that every lake table has, is now.
+    pub(crate) fn column_named(&self, name: &str) -> Option<&LakeColumn> {
+        let id = self.forms.id_named(name);
+        self.columns.columns.iter().find(|column| match column.source {
+            Source::Meta(_) => column.name == name,
+            Source::Column(_) => Some(column.id) == id,
+            Source::Variant { .. } => false,
+        })
     }
 
     /// The schema that the next commit writes under.
@@ -120,7 +153,11 @@ impl LakeTable {
                 reason: error.to_string(),
             };
             let forms = serde_json::to_string(&self.forms).map_err(malformed)?;
-            builder = builder.set_properties([(FORMS.to_owned(), forms)].into())?;
+            let mut properties = HashMap::from([(FORMS.to_owned(), forms)]);
+            if !self.variants.is_empty() {
+                properties.insert(VARIANTS.to_owned(), serde_json::to_string(&self.variants).map_err(malformed)?);
+            }
+            builder = builder.set_properties(properties)?;
         }
         Ok(builder)
     }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::LakeError;
 use crate::columns::{
-    ColumnType, LakeColumn, LakeColumns, Source, TableKind, new_schema, partition_field_name, with_columns,
+    ColumnType, LakeColumn, LakeColumns, Source, TableKind, Variant, new_schema, partition_field_name, with_columns,
 };
 use crate::forms::{Form, FormColumn, Forms};
 
@@ -25,30 +25,46 @@ pub(crate) const WATERMARK: &str = "dosql.lsn.";
 const KEY: &str = "dosql.key";
 /// The table property that holds the source's [`Forms`].
 pub(crate) const FORMS: &str = "dosql.forms";
+/// The table property that lists the columns for values that do not fit others.
+pub(crate) const VARIANTS: &str = "dosql.variants";
+/// The table property that names the source table.
+const SOURCE: &str = "dosql.source";
 /// Suffix of a change log's name.
 const CHANGES: &str = "__changes";
+/// Suffix of a dead-letter table's name.
+const DEAD_LETTERS: &str = "__dead_letters";
 
 /// The name of a source table's lake table, and of its directory. Bytes other than ASCII letters, digits, `_` and `-` are
-/// written `.HH`, and so is the last byte of a source name that ends as change logs do: different tables stay apart.
+/// written `.HH`, and so is the last byte of a source name that ends as change logs or dead letters do: different tables stay
+/// apart.
 pub(crate) fn table_name(source: &str, kind: TableKind) -> String {
-    let mut name = String::with_capacity(source.len() + CHANGES.len());
+    let mut name = String::with_capacity(source.len() + DEAD_LETTERS.len());
+    let ends_as_ours = source.ends_with(CHANGES) || source.ends_with(DEAD_LETTERS);
     for (place, byte) in source.bytes().enumerate() {
-        let ends_as_changes = place + 1 == source.len() && source.ends_with(CHANGES);
-        if !ends_as_changes && (byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')) {
+        let disguised = place + 1 == source.len() && ends_as_ours;
+        if !disguised && (byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')) {
             name.push(char::from(byte));
         } else {
             name.push_str(&format!(".{byte:02x}"));
         }
     }
-    if kind == TableKind::Changes {
-        name.push_str(CHANGES);
-    }
+    name.push_str(match kind {
+        TableKind::Mirror => "",
+        TableKind::Changes => CHANGES,
+        TableKind::DeadLetters => DEAD_LETTERS,
+    });
     name
 }
 
 /// Which of a source table's lake tables has this name.
 pub(crate) fn kind_of(name: &str) -> TableKind {
-    if name.ends_with(CHANGES) { TableKind::Changes } else { TableKind::Mirror }
+    if name.ends_with(CHANGES) {
+        TableKind::Changes
+    } else if name.ends_with(DEAD_LETTERS) {
+        TableKind::DeadLetters
+    } else {
+        TableKind::Mirror
+    }
 }
 
 /// The directory of a lake table.
@@ -69,7 +85,9 @@ pub(crate) struct LakeTable {
     pub(crate) columns: LakeColumns,
     /// The forms that the source has had.
     pub(crate) forms: Forms,
-    /// Whether the forms have changed since they were committed.
+    /// Its columns for values that do not fit others.
+    pub(crate) variants: Vec<Variant>,
+    /// Whether forms or variants have changed since they were committed.
     pub(crate) reshaped: bool,
     /// The schema with new columns, until a commit makes it the table's.
     pub(crate) evolved: Option<SchemaRef>,
@@ -80,17 +98,23 @@ pub(crate) struct LakeTable {
 impl LakeTable {
     fn new(directory: &str, version: u64, metadata: TableMetadata) -> Result<Self, LakeError> {
         let key = metadata.properties().get(KEY).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-        let columns = LakeColumns::of_schema(metadata.current_schema(), key)?;
+        let malformed = |property: &str, error: serde_json::Error| LakeError::Malformed {
+            path: metadata_path(directory, version),
+            reason: format!("its property {property}: {error}"),
+        };
+        let variants: Vec<Variant> = match metadata.properties().get(VARIANTS) {
+            Some(text) => serde_json::from_str(text).map_err(|error| malformed(VARIANTS, error))?,
+            None => Vec::new(),
+        };
+        let columns = LakeColumns::of_schema(metadata.current_schema(), key, &variants)?;
         let forms = match metadata.properties().get(FORMS) {
-            Some(text) => serde_json::from_str(text).map_err(|error| LakeError::Malformed {
-                path: metadata_path(directory, version),
-                reason: format!("its property {FORMS}: {error}"),
-            })?,
+            Some(text) => serde_json::from_str(text).map_err(|error| malformed(FORMS, error))?,
             // Made by somebody else: its columns are the source's of the same names.
             None => Forms::beginning_with(columns.columns.iter().filter_map(form_column).collect()),
         };
         let directory = directory.to_owned();
-        Ok(Self { directory, version, metadata, columns, forms, reshaped: false, evolved: None, manifests: None })
+        let (reshaped, evolved, manifests) = (false, None, None);
+        Ok(Self { directory, version, metadata, columns, forms, variants, reshaped, evolved, manifests })
     }
 
     /// The newest version of the table, or `None` where there is none. The version hint may be stale, or gone: newer versions
@@ -129,7 +153,8 @@ impl LakeTable {
     ) -> Result<Self, LakeError> {
         let partition_field = partition_field_name(layouts);
         let bare = new_schema(kind)?;
-        let layout = layouts.iter().find(|layout| !layout.columns.is_empty());
+        // Dead letters have none of its columns.
+        let layout = layouts.iter().find(|layout| !layout.columns.is_empty() && kind != TableKind::DeadLetters);
         let columns = layout.map_or(&[][..], |layout| &layout.columns);
         let form: Form = (bare.highest_field_id() + 1..)
             .zip(columns)
@@ -137,7 +162,7 @@ impl LakeTable {
             .collect();
         let key = layout.map_or(&[][..], |layout| &layout.primary_key);
         let key: Option<Vec<i32>> = key.iter().map(|place| Some(form.get(*place as usize)?.2)).collect();
-        let schema = with_columns(&bare, &form, partition_field)?;
+        let schema = with_columns(&bare, &form, &[], partition_field)?;
         let committed_at = schema.field_by_name("_committed_at").map(|field| field.id);
         let document = json!({
             "format-version": 2,
@@ -162,7 +187,7 @@ impl LakeTable {
             "sort-orders": [{ "order-id": 0, "fields": [] }],
             "default-sort-order-id": 0,
             "properties": {
-                "dosql.source": source,
+                SOURCE: source,
                 KEY: json!(key.unwrap_or_default()).to_string(),
                 FORMS: json!(Forms::beginning_with(form)).to_string(),
                 METADATA_VERSIONS: METADATA_VERSIONS_LOGGED,
@@ -185,6 +210,11 @@ impl LakeTable {
         let table = Self::new(directory, 1, metadata)?;
         table.put_hint(objects).await;
         Ok(table)
+    }
+
+    /// The source table that it is of.
+    pub(crate) fn source(&self) -> &str {
+        self.metadata.properties().get(SOURCE).map_or("", String::as_str)
     }
 
     /// The URL of its current metadata version.
@@ -276,7 +306,7 @@ impl LakeTable {
 
 fn form_column(column: &LakeColumn) -> Option<FormColumn> {
     match column.source {
-        Source::Meta(_) => None,
+        Source::Meta(_) | Source::Variant { .. } => None,
         Source::Column(column_type) => Some(FormColumn(column.name.clone(), column_type, column.id)),
     }
 }

@@ -73,7 +73,7 @@ fn id_of(world: &World, column: &str) -> Option<i32> {
 fn check(world: &mut World, mirror: &[&str], log: &[&str]) {
     assert_eq!(rows(world, "t"), mirror);
     assert_eq!(rows(world, "t__changes"), log);
-    *world = world.without_database(7);
+    *world = world.without_database(world.objects.operations.get());
     world.restart().unwrap();
     for table in ["t", "t__changes"] {
         while world.compact(table, CompactionMode::Full).unwrap().is_some() {}

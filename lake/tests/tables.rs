@@ -15,8 +15,7 @@ mod support;
 
 use dosql_actors::Settings;
 use dosql_proto::{
-    Column, CompactionMode, ErrorCode, LakeCleaned, Operation, Row, RowChange, SchemaChange, Value, WalRecord,
-    WalTable, value::Kind,
+    CompactionMode, ErrorCode, LakeCleaned, Operation, Row, RowChange, SchemaChange, Value, WalRecord, value::Kind,
 };
 use records::{NOON_MS, inserts, table};
 use support::World;

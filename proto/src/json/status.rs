@@ -46,6 +46,7 @@ pub fn status_document(cdc: &CdcStatus, lake: &LakeStatus) -> Json {
             "buffer_events": lake.buffer_events,
             "max_buffer_bytes": lake.max_buffer_bytes,
             "last_flush_ms": lake.last_flush_ms,
+            "flush_error": lake.flush_error,
             "shards": positions,
             "tables": tables,
         },

@@ -288,6 +288,6 @@ fn interrupted(error: &Error) -> bool {
     super::shards::transient(error) || error.code() == ErrorCode::Storage
 }
 
-fn response(bookmark: String) -> ExecuteResponse {
+pub(super) fn response(bookmark: String) -> ExecuteResponse {
     ExecuteResponse { result: Some(StatementResult::default()), bookmark }
 }

@@ -9,6 +9,7 @@ mod fill;
 mod gate;
 mod gather;
 mod join;
+mod lake;
 mod load;
 mod lookups;
 mod members;

@@ -12,6 +12,7 @@ impl Shared {
     pub(super) async fn show(&self, show: &Show, call: &Scope) -> Result<Vec<Row>, Error> {
         match show {
             Show::Shards => self.show_shards(call).await,
+            Show::LakeOptions { table } => self.show_lake_options(table.as_deref(), call).await,
             Show::VSchema => {
                 let catalog = self.catalog.borrow();
                 let version = &catalog.version;

@@ -29,7 +29,9 @@ impl Shared {
         request_id: String,
         call: &Scope,
     ) -> Result<ExecuteResponse, Error> {
-        if call.transaction().is_some() && matches!(plan.step, Step::Ddl { .. } | Step::AlterVSchema(_)) {
+        if call.transaction().is_some()
+            && matches!(plan.step, Step::Ddl { .. } | Step::AlterVSchema(_) | Step::AlterLake(_))
+        {
             return Err(unsupported("a schema change within a transaction is not supported"));
         }
         let chosen = !request_id.is_empty();
@@ -40,6 +42,7 @@ impl Shared {
             }
             Step::Ddl { sql } => return self.change_schema(sql, &request_id, call).await,
             Step::AlterVSchema(change) => return self.alter_vschema(change, &request_id, call).await,
+            Step::AlterLake(change) => return self.alter_lake(change, call).await,
             _ => {}
         }
         let (inside, waited) = self.gate.enter().await;
@@ -481,7 +484,7 @@ fn in_batch(index: usize, error: Error) -> Error {
 
 fn refuse_in_batch(plan: &Plan) -> Result<(), Error> {
     match &plan.step {
-        Step::Ddl { .. } | Step::AlterVSchema(_) => {
+        Step::Ddl { .. } | Step::AlterVSchema(_) | Step::AlterLake(_) => {
             Err(unsupported("a schema change in a batch is not supported: send it by itself"))
         }
         Step::Generate(_) => Err(unsupported(

@@ -189,20 +189,31 @@ impl Words {
 
     /// `[WITH name=value, ...]`.
     fn with(&mut self) -> Result<Vec<(String, String)>, Error> {
-        let mut params = Vec::new();
-        if self.accept("WITH") {
-            loop {
-                let name = self.name("a parameter")?;
-                if !self.take(&Token::Eq) {
-                    return Err(self.expected("="));
-                }
-                params.push((name, self.value()?));
-                if !self.take(&Token::Comma) {
-                    break;
-                }
+        if self.accept("WITH") { self.pairs("a parameter") } else { Ok(Vec::new()) }
+    }
+
+    /// `name=value, ...`.
+    pub(super) fn pairs(&mut self, of: &str) -> Result<Vec<(String, String)>, Error> {
+        let mut pairs = Vec::new();
+        loop {
+            let name = self.name(of)?;
+            if !self.take(&Token::Eq) {
+                return Err(self.expected("="));
+            }
+            pairs.push((name, self.value()?));
+            if !self.take(&Token::Comma) {
+                return Ok(pairs);
             }
         }
-        Ok(params)
+    }
+
+    /// `name, ...`.
+    pub(super) fn names(&mut self, of: &str) -> Result<Vec<String>, Error> {
+        let mut names = vec![self.name(of)?];
+        while self.take(&Token::Comma) {
+            names.push(self.name(of)?);
+        }
+        Ok(names)
     }
 
     /// A parameter's value: a string, or words, numbers, dots and minus signs without spaces.

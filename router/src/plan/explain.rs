@@ -71,6 +71,10 @@ impl Text<'_> {
                 self.line(0, "vschema: logged, and in force when every table it concerns is where it says");
                 "vschema"
             }
+            Step::AlterLake(_) => {
+                self.line(0, "lake: told to the lake writer, and in force with its next commit");
+                "lake"
+            }
             Step::Generate(generate) => {
                 let Generate { table, column, sequence, .. } = generate.as_ref();
                 self.line(0, &format!("where {table}.{column} has no value, sequence {sequence} gives it one"));

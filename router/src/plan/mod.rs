@@ -2,6 +2,7 @@
 //! key means is decided when parameters are there.
 
 mod aggregate;
+mod alter_lake;
 mod alter_vschema;
 mod cache;
 mod dml;
@@ -24,6 +25,7 @@ use sqlparser::ast::{Expr, Statement as Ast, UnaryOperator, visit_expressions_mu
 use sqlparser::dialect::SQLiteDialect;
 use sqlparser::parser::Parser;
 
+pub(crate) use alter_lake::AlterLake;
 pub(crate) use alter_vschema::{AlterVSchema, Using};
 pub(crate) use cache::{Cached, PlanCache};
 pub(crate) use dml::{Insert, InsertSource, column_default, rows_of};
@@ -90,6 +92,8 @@ pub(crate) enum Step {
     Generate(Box<Generate>),
     /// A change of the VSchema.
     AlterVSchema(AlterVSchema),
+    /// A change of what the lake makes of a table.
+    AlterLake(AlterLake),
     /// What the router knows of shards and the VSchema.
     Show(Show),
 }
@@ -253,6 +257,10 @@ impl Plan {
             let step = Step::AlterVSchema(AlterVSchema::parse(sql)?);
             return Ok(Self { columns: Vec::new(), parameter_count: 0, step, kept: Vec::new() });
         }
+        if AlterLake::begins(&words) {
+            let step = Step::AlterLake(AlterLake::parse(sql)?);
+            return Ok(Self { columns: Vec::new(), parameter_count: 0, step, kept: Vec::new() });
+        }
         if first == "SHOW" {
             let show = Show::parse(sql)?;
             let columns = show.columns();
@@ -310,7 +318,7 @@ impl Plan {
 
     /// Whether it may be kept for later.
     pub(crate) fn cacheable(&self) -> bool {
-        !matches!(self.step, Step::Ddl { .. } | Step::AlterVSchema(_))
+        !matches!(self.step, Step::Ddl { .. } | Step::AlterVSchema(_) | Step::AlterLake(_))
     }
 }
 

@@ -1,4 +1,4 @@
-//! `SHOW SHARDS` and `SHOW VSCHEMA ...`.
+//! `SHOW SHARDS`, `SHOW VSCHEMA ...` and `SHOW LAKE OPTIONS`.
 
 use dosql_proto::{Column, Error};
 
@@ -17,6 +17,8 @@ pub(crate) enum Show {
     Vindexes { table: Option<String> },
     /// `SHOW VSCHEMA KEYSPACES`
     Keyspaces,
+    /// `SHOW LAKE OPTIONS [ON table]`
+    LakeOptions { table: Option<String> },
 }
 
 impl Show {
@@ -40,8 +42,14 @@ impl Show {
             } else {
                 Self::VSchema
             }
+        } else if words.accept("LAKE") {
+            words.keywords(&["OPTIONS"])?;
+            let of_table = words.accept("ON") || words.accept("FROM");
+            Self::LakeOptions { table: if of_table { Some(words.name("a table")?) } else { None } }
         } else {
-            return Err(words.expected("SHARDS, VSCHEMA, VSCHEMA TABLES, VSCHEMA VINDEXES or VSCHEMA KEYSPACES"));
+            return Err(
+                words.expected("SHARDS, LAKE OPTIONS, VSCHEMA, VSCHEMA TABLES, VSCHEMA VINDEXES or VSCHEMA KEYSPACES")
+            );
         };
         words.end()?;
         Ok(show)
@@ -56,6 +64,7 @@ impl Show {
             Self::Vindexes { table: None } => &["name", "type", "params"],
             Self::Vindexes { table: Some(_) } => &["column", "name", "type", "params"],
             Self::Keyspaces => &["shard", "from", "to"],
+            Self::LakeOptions { .. } => &["table", "option", "value", "is_set"],
         };
         names.iter().map(|name| Column { name: (*name).to_owned(), declared_type: String::new() }).collect()
     }
@@ -76,10 +85,12 @@ mod tests {
             ("SHOW VSCHEMA VINDEXES", Show::Vindexes { table: None }),
             ("SHOW VSCHEMA VINDEXES ON \"a b\"", Show::Vindexes { table: Some("a b".to_owned()) }),
             ("SHOW /* all */ VSCHEMA KEYSPACES", Show::Keyspaces),
+            ("SHOW LAKE OPTIONS", Show::LakeOptions { table: None }),
+            ("SHOW LAKE OPTIONS ON t", Show::LakeOptions { table: Some("t".to_owned()) }),
         ] {
             assert_eq!(Show::parse(sql).unwrap(), expected, "{sql}");
         }
-        for sql in ["SHOW", "SHOW TABLES", "SHOW VSCHEMA VINDEXES ON", "SHOW SHARDS x"] {
+        for sql in ["SHOW", "SHOW LAKE", "SHOW TABLES", "SHOW VSCHEMA VINDEXES ON", "SHOW SHARDS x"] {
             assert_eq!(Show::parse(sql).unwrap_err().code(), ErrorCode::SyntaxError, "{sql}");
         }
     }

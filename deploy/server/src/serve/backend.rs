@@ -7,11 +7,12 @@ use dosql_actors::runtime::Call;
 use dosql_proto::{
     AcknowledgeChanges, BatchRequest, BatchResponse, CdcProtocol, CdcRequest, CdcStatus, CdcStatusRequest, ChangeBatch,
     CloseRequest, CloseSession, DropSubscriptionRequest, Error, ExecuteRequest, ExecuteResponse, ExplainRequest,
-    ExplainResponse, FetchRequest, FlushLake, LakeCleaned, LakeCleanup, LakeCompact, LakeCompacted, LakeFlushed,
-    LakeProtocol, LakeRequest, LakeStatus, LakeStatusRequest, ListSubscriptionsRequest, LoadRequest, LoadResponse,
-    OpenSession, PollChanges, Promote, Promoted, QueryRequest, RouterProtocol, RouterRequest, RowBatch, SessionClosed,
-    SessionOpened, ShardsHealthRequest, Statement, SubscribeRequest, SubscriptionList, SubscriptionNoted, Topology,
-    cdc_reply, cdc_request, lake_reply, lake_request, router_reply, router_request,
+    ExplainResponse, FetchRequest, FlushLake, LakeCleaned, LakeCleanup, LakeCompact, LakeCompacted, LakeConfigure,
+    LakeFlushed, LakeOptions, LakeOptionsRequest, LakeProtocol, LakeRequest, LakeStatus, LakeStatusRequest,
+    ListSubscriptionsRequest, LoadRequest, LoadResponse, OpenSession, PollChanges, Promote, Promoted, QueryRequest,
+    RouterProtocol, RouterRequest, RowBatch, SessionClosed, SessionOpened, ShardsHealthRequest, Statement,
+    SubscribeRequest, SubscriptionList, SubscriptionNoted, Topology, cdc_reply, cdc_request, lake_reply, lake_request,
+    router_reply, router_request,
 };
 use tokio::sync::watch;
 
@@ -178,6 +179,22 @@ impl Backend {
     pub(super) async fn clean_up_lake(&self, cleanup: LakeCleanup) -> Result<LakeCleaned, Error> {
         match self.ask_lake(lake_request::Request::Cleanup(cleanup), FLUSH_TIMEOUT_MS).await? {
             lake_reply::Reply::Cleaned(cleaned) => Ok(cleaned),
+            _ => Err(unexpected("lake writer")),
+        }
+    }
+
+    /// What the lake makes of tables.
+    pub(super) async fn lake_options(&self, request: LakeOptionsRequest) -> Result<LakeOptions, Error> {
+        match self.ask_lake(lake_request::Request::Options(request), 0).await? {
+            lake_reply::Reply::Options(options) => Ok(options),
+            _ => Err(unexpected("lake writer")),
+        }
+    }
+
+    /// Changes what the lake makes of a table.
+    pub(super) async fn configure_lake(&self, configure: LakeConfigure) -> Result<LakeOptions, Error> {
+        match self.ask_lake(lake_request::Request::Configure(configure), 0).await? {
+            lake_reply::Reply::Options(options) => Ok(options),
             _ => Err(unexpected("lake writer")),
         }
     }

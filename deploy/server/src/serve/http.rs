@@ -19,7 +19,7 @@ use tonic::service::Routes;
 
 use super::backend::{Backend, OpenResult};
 use super::grpc::LARGEST_REQUEST;
-use super::{maintenance, websocket};
+use super::{lake_options, maintenance, websocket};
 
 /// Names the session that a request belongs to.
 const SESSION_HEADER: &str = "dosql-session";
@@ -42,6 +42,8 @@ GET  /admin/shards/health            the members of the shards, and how far they
 POST /admin/shards/SHARD/promote     ?member=NAME   make another member the primary
 POST /admin/compact   {\"tables\": [], \"mode\": \"auto\"}        make few files of many in the lake
 POST /admin/cleanup   {\"mode\": \"standard\", \"dryRun\": true}   delete what the lake no longer needs
+GET  /admin/lake/options   ?table=orders   what the lake makes of a table
+POST /admin/lake/options   {\"table\": \"orders\", \"set\": {\"misfits\": \"widen\"}, \"reset\": []}   change that
 
 gRPC is answered here too, with reflection.
 ";
@@ -59,6 +61,7 @@ pub(super) fn routes(backend: &Backend, grpc: Routes) -> Router {
         .route("/admin/shards/{shard}/promote", post(promote))
         .route("/admin/compact", post(maintenance::compact))
         .route("/admin/cleanup", post(maintenance::clean_up))
+        .route("/admin/lake/options", get(lake_options::show).post(lake_options::change))
         .route("/cdc", get(websocket::subscribe))
         .route("/cdc/subscriptions", get(subscriptions))
         .route("/cdc/subscriptions/{name}", delete(drop_subscription))

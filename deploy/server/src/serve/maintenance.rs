@@ -57,7 +57,7 @@ fn body<T: Default + DeserializeOwned>(bytes: &Bytes) -> Result<T, Error> {
     serde_json::from_slice(bytes).map_err(|error| Error::invalid(format!("the body is not as expected: {error}")))
 }
 
-fn answer(document: &Json) -> Response {
+pub(super) fn answer(document: &Json) -> Response {
     (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], document.to_string()).into_response()
 }
 

@@ -6,6 +6,7 @@ mod conversation;
 mod flow;
 mod grpc;
 mod http;
+mod lake_options;
 mod listen;
 mod maintenance;
 mod shard_count;

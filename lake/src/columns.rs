@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef, TimeUnit};
 use dosql_proto::WalTable;
-use iceberg::spec::{NestedField, PrimitiveType, Schema, Type};
+use iceberg::spec::{NestedField, NestedFieldRef, PrimitiveType, Schema, Type};
 use parquet::arrow::PARQUET_FIELD_ID_META_KEY;
 use serde::{Deserialize, Serialize};
 
@@ -132,7 +132,7 @@ impl Meta {
         }
     }
 
-    fn named(name: &str) -> Option<Self> {
+    pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|meta| meta.name() == name)
     }
 }
@@ -168,8 +168,8 @@ pub(crate) fn partition_field_name(layouts: &[WalTable]) -> &'static str {
     if taken { "_dt" } else { "dt" }
 }
 
-/// The lake's name of a source column. Different source columns have different names.
-pub(crate) fn lake_name(source: &str, partition_field: &str) -> String {
+/// The lake's name of a source column, where partition fields have taken names. Different source columns have different names.
+pub(crate) fn lake_name(source: &str, taken_names: &[String]) -> String {
     let mut core = source;
     while let Some(rest) =
         core.get(..PREFIX.len()).filter(|head| head.eq_ignore_ascii_case(PREFIX)).map(|_| &core[PREFIX.len()..])
@@ -177,7 +177,7 @@ pub(crate) fn lake_name(source: &str, partition_field: &str) -> String {
         core = rest;
     }
     let taken = |name: &str| core.eq_ignore_ascii_case(name);
-    let reserved = taken(partition_field)
+    let reserved = taken_names.iter().any(|name| taken(name))
         || core.rsplit_once(VARIANT).is_some_and(|(_, kind)| ColumnType::ALL.iter().any(|known| known.name() == kind))
         || Meta::ALL.iter().any(|meta| taken(meta.name()))
         || READERS_NAMES.iter().any(|name| taken(name));
@@ -244,6 +244,13 @@ impl LakeColumns {
         Ok(Self { columns, arrow: Arc::new(ArrowSchema::new(fields)), key })
     }
 
+    /// These of them.
+    pub(crate) fn only(&self, places: &[usize]) -> Self {
+        let fields: Vec<Field> = places.iter().map(|place| self.arrow.field(*place).clone()).collect();
+        let columns = places.iter().map(|place| self.columns[*place].clone()).collect();
+        Self { columns, arrow: Arc::new(ArrowSchema::new(fields)), key: self.key.clone() }
+    }
+
     /// The types of the columns for values that do not fit the column of this id.
     pub(crate) fn variants_of(&self, id: i32) -> impl Iterator<Item = ColumnType> {
         self.columns.iter().filter_map(move |column| match column.source {
@@ -297,24 +304,34 @@ pub(crate) fn new_schema(kind: TableKind) -> Result<Schema, LakeError> {
     Ok(Schema::builder().with_schema_id(0).with_fields(fields).build()?)
 }
 
-/// The schema with these columns of the source's, before the ones that every lake table has.
+/// The schema with these columns of the source's, before the ones that every lake table has. Those in `kept` stay, too: partition
+/// specs and sort orders are of them.
 pub(crate) fn with_columns(
     schema: &Schema,
     columns: &[FormColumn],
     variants: &[Variant],
-    partition_field: &str,
+    kept: &[NestedFieldRef],
+    taken_names: &[String],
 ) -> Result<Schema, LakeError> {
     let meta = schema.as_struct().fields().iter().filter(|field| Meta::named(&field.name).is_some()).cloned();
     let fields = columns.iter().map(|FormColumn(name, column_type, id)| {
-        let name = lake_name(name, partition_field);
+        let name = lake_name(name, taken_names);
         NestedField::optional(*id, name, Type::Primitive(column_type.iceberg())).into()
     });
     let variants = variants.iter().filter_map(|Variant { of, column_type, id }| {
         let FormColumn(name, ..) = columns.iter().find(|column| column.2 == *of)?;
-        let name = format!("{}{VARIANT}{}", lake_name(name, partition_field), column_type.name());
+        let name = format!("{}{VARIANT}{}", lake_name(name, taken_names), column_type.name());
         Some(NestedField::optional(*id, name, Type::Primitive(column_type.iceberg())).into())
     });
-    let fields = fields.chain(variants).chain(meta);
+    let mut fields: Vec<NestedFieldRef> = fields.chain(variants).collect();
+    for field in kept {
+        if fields.iter().all(|known| known.id != field.id) {
+            let is_taken = fields.iter().any(|known| known.name.eq_ignore_ascii_case(&field.name));
+            let name = if is_taken { format!("{}__{}", field.name, field.id) } else { field.name.clone() };
+            fields.push(NestedField::optional(field.id, name, (*field.field_type).clone()).into());
+        }
+    }
+    let fields = fields.into_iter().chain(meta);
     Ok(Schema::builder().with_schema_id(schema.schema_id()).with_fields(fields).build()?)
 }
 
@@ -337,13 +354,13 @@ mod tests {
 
     #[test]
     fn taken_names_stay_apart() {
-        assert_eq!(lake_name("_lsn", "dt"), "user__lsn");
-        assert_eq!(lake_name("user__lsn", "dt"), "user_user__lsn");
-        assert_eq!(lake_name("user_name", "dt"), "user_name");
-        assert_eq!(lake_name("DT", "dt"), "user_DT");
-        assert_eq!(lake_name("dt", "_dt"), "dt");
-        assert_eq!(lake_name("größe", "dt"), "größe");
-        assert_eq!(lake_name("n__v_long", "dt"), "user_n__v_long");
-        assert_eq!(lake_name("n__v_other", "dt"), "n__v_other");
+        assert_eq!(lake_name("_lsn", &["dt".to_owned()]), "user__lsn");
+        assert_eq!(lake_name("user__lsn", &["dt".to_owned()]), "user_user__lsn");
+        assert_eq!(lake_name("user_name", &["dt".to_owned()]), "user_name");
+        assert_eq!(lake_name("DT", &["dt".to_owned()]), "user_DT");
+        assert_eq!(lake_name("dt", &["_dt".to_owned()]), "dt");
+        assert_eq!(lake_name("größe", &["dt".to_owned()]), "größe");
+        assert_eq!(lake_name("n__v_long", &["dt".to_owned()]), "user_n__v_long");
+        assert_eq!(lake_name("n__v_other", &["dt".to_owned()]), "n__v_other");
     }
 }

@@ -10,7 +10,7 @@ use dosql_actors::ObjectStore;
 use iceberg::io::FileIO;
 use iceberg::spec::{
     DataContentType, DataFile, MAIN_BRANCH, ManifestContentType, ManifestFile, ManifestListWriter, ManifestWriter,
-    ManifestWriterBuilder, Operation, PartitionSpec, SchemaRef, Snapshot, Summary, TableMetadata, TableMetadataBuilder,
+    ManifestWriterBuilder, Operation, PartitionSpec, SchemaRef, Snapshot, Summary, TableMetadata,
 };
 use uuid::Uuid;
 
@@ -31,13 +31,15 @@ pub(crate) struct SnapshotNames {
 }
 
 impl SnapshotNames {
-    const DATA: u8 = 0;
-    const DELETES: u8 = 1;
-    const MERGED_DATA: u8 = 2;
-    const MERGED_DELETES: u8 = 3;
+    const DATA: usize = 0;
+    const DELETES: usize = 1;
+    const MERGED_DATA: usize = 2;
+    const MERGED_DELETES: usize = 3;
+    const KINDS: usize = 4;
 
-    fn manifest(self, directory: &str, which: u8) -> String {
-        let uuid = Uuid::from_u128(self.uuid.as_u128() ^ u128::from(which));
+    /// `which` of its kinds of manifests for each partition spec, by the spec's place among the table's.
+    fn manifest(self, directory: &str, spec: usize, which: usize) -> String {
+        let uuid = Uuid::from_u128(self.uuid.as_u128() ^ (spec * Self::KINDS + which) as u128);
         format!("{directory}/metadata/{uuid}-manifest.avro")
     }
 
@@ -46,11 +48,9 @@ impl SnapshotNames {
     }
 
     /// Every metadata file that a commit under these names may write, but for the metadata version itself.
-    pub(crate) fn paths(self, directory: &str) -> Vec<String> {
-        let manifests = [Self::DATA, Self::DELETES, Self::MERGED_DATA, Self::MERGED_DELETES];
-        manifests
-            .into_iter()
-            .map(|which| self.manifest(directory, which))
+    pub(crate) fn paths(self, directory: &str, specs: usize) -> Vec<String> {
+        (0..specs)
+            .flat_map(|spec| (0..Self::KINDS).map(move |which| self.manifest(directory, spec, which)))
             .chain([self.manifest_list(directory)])
             .collect()
     }
@@ -60,11 +60,17 @@ impl SnapshotNames {
 pub(crate) struct Commit {
     pub(crate) names: SnapshotNames,
     pub(crate) now_ms: u64,
-    pub(crate) data: Vec<DataFile>,
-    pub(crate) deletes: Vec<DataFile>,
+    pub(crate) data: Vec<Added>,
+    pub(crate) deletes: Vec<Added>,
     /// By shard, the last LSN taken in.
     pub(crate) watermarks: BTreeMap<String, u64>,
     pub(crate) replaced: Replaced,
+}
+
+/// A file that a snapshot adds, and its partition spec.
+pub(crate) struct Added {
+    pub(crate) spec_id: i32,
+    pub(crate) file: DataFile,
 }
 
 /// Files that a snapshot takes out of a table, since others stand for them.
@@ -76,30 +82,25 @@ pub(crate) struct Replaced {
 }
 
 /// Writes a file to where its entry says it stands.
-pub(crate) async fn put_file(
-    objects: &dyn ObjectStore,
-    table: &LakeTable,
-    file: LakeFile,
-) -> Result<DataFile, LakeError> {
-    let LakeFile { bytes, entry } = file;
+pub(crate) async fn put_file(objects: &dyn ObjectStore, table: &LakeTable, file: LakeFile) -> Result<Added, LakeError> {
+    let LakeFile { bytes, entry, spec_id } = file;
     objects.put(&table.path_of(entry.file_path())?, bytes).await?;
-    Ok(entry)
+    Ok(Added { spec_id, file: entry })
 }
 
 impl LakeTable {
     /// Commits. On an error the table's state is unknown: it must be loaded anew.
     pub(crate) async fn commit(&mut self, objects: &dyn ObjectStore, commit: Commit) -> Result<(), LakeError> {
         let Commit { names, now_ms, data, deletes, watermarks, replaced } = commit;
-        let mut summary = summary(self, data.iter().chain(&deletes), &replaced.files);
+        let added = data.iter().chain(&deletes).map(|added| &added.file);
+        let mut summary = summary(self, added, &replaced.files);
         for (shard, lsn) in &watermarks {
             summary.additional_properties.insert(format!("{WATERMARK}{shard}"), lsn.to_string());
         }
-        let metadata = &self.metadata;
-        let builder = TableMetadataBuilder::new_from_metadata(metadata.clone(), Some(self.metadata_url()));
-        let mut builder = self.reshape(builder)?;
-        let schema = self.schema().clone();
-        let schema_id = schema.schema_id();
-        let writing = Writing { objects, table: self, names, schema, spec: metadata.default_partition_spec().as_ref() };
+        let metadata = self.next();
+        let mut builder = self.begin_version()?;
+        let schema_id = self.schema().schema_id();
+        let writing = Writing { objects, table: self, names };
         let manifests = writing.manifests(data, deletes, &replaced).await?;
         let sequence_number = metadata.next_sequence_number();
         let manifest_list = writing.manifest_list(&manifests, sequence_number).await?;
@@ -119,7 +120,7 @@ impl LakeTable {
         )?;
         let metadata = builder.build()?.metadata;
         self.commit_metadata(objects, metadata).await?;
-        self.evolved = None;
+        self.staged = None;
         self.reshaped = false;
         self.manifests = Some(manifests);
         Ok(())
@@ -165,54 +166,78 @@ struct Writing<'a> {
     objects: &'a dyn ObjectStore,
     table: &'a LakeTable,
     names: SnapshotNames,
-    schema: SchemaRef,
+}
+
+/// A partition spec, its place among the table's, and a schema that has its columns.
+struct Spec<'a> {
+    place: usize,
     spec: &'a PartitionSpec,
+    schema: SchemaRef,
 }
 
 impl Writing<'_> {
+    /// The table's specs, in the order of their ids.
+    fn specs(&self) -> Vec<Spec<'_>> {
+        let next = self.table.next();
+        let mut specs: Vec<&PartitionSpec> = next.partition_specs_iter().map(AsRef::as_ref).collect();
+        specs.sort_by_key(|spec| spec.spec_id());
+        let schema = |spec: &PartitionSpec| {
+            let mut schemas = [self.table.schema()].into_iter().chain(next.schemas_iter());
+            schemas.find(|schema| spec.partition_type(schema).is_ok()).unwrap_or(self.table.schema()).clone()
+        };
+        (0..).zip(specs).map(|(place, spec)| Spec { place, spec, schema: schema(spec) }).collect()
+    }
+
     /// The manifests of the new snapshot: the ones before, merged where they are many, and ours.
     async fn manifests(
         &self,
-        data: Vec<DataFile>,
-        deletes: Vec<DataFile>,
+        data: Vec<Added>,
+        deletes: Vec<Added>,
         replaced: &Replaced,
     ) -> Result<Vec<ManifestFile>, LakeError> {
         let gone: HashSet<&str> = replaced.files.iter().map(DataFile::file_path).collect();
         let mut manifests = self.previous().await?;
-        for (content, which) in [
-            (ManifestContentType::Data, SnapshotNames::MERGED_DATA),
-            (ManifestContentType::Deletes, SnapshotNames::MERGED_DELETES),
-        ] {
-            let small = |manifest: &ManifestFile| {
-                manifest.content == content
-                    && manifest.manifest_length < LARGE_MANIFEST
-                    && manifest.partition_spec_id == self.spec.spec_id()
-            };
-            let many = manifests.iter().filter(|manifest| small(manifest)).count() >= MERGE_MANIFESTS;
-            let loses_files = |manifest: &ManifestFile| {
-                manifest.content == content && replaced.manifests.contains(&manifest.manifest_path)
-            };
-            let (merged, kept): (Vec<_>, Vec<_>) =
-                manifests.into_iter().partition(|manifest| loses_files(manifest) || many && small(manifest));
-            manifests = kept;
-            if !merged.is_empty() {
-                manifests.push(self.merge(merged, content, which, &gone).await?);
+        let specs = self.specs();
+        for spec in &specs {
+            for (content, which) in [
+                (ManifestContentType::Data, SnapshotNames::MERGED_DATA),
+                (ManifestContentType::Deletes, SnapshotNames::MERGED_DELETES),
+            ] {
+                let ours = |manifest: &ManifestFile| {
+                    manifest.content == content && manifest.partition_spec_id == spec.spec.spec_id()
+                };
+                let small = |manifest: &ManifestFile| ours(manifest) && manifest.manifest_length < LARGE_MANIFEST;
+                let many = manifests.iter().filter(|manifest| small(manifest)).count() >= MERGE_MANIFESTS;
+                let loses_files =
+                    |manifest: &ManifestFile| ours(manifest) && replaced.manifests.contains(&manifest.manifest_path);
+                let (merged, kept): (Vec<_>, Vec<_>) =
+                    manifests.into_iter().partition(|manifest| loses_files(manifest) || many && small(manifest));
+                manifests = kept;
+                if !merged.is_empty() {
+                    manifests.push(self.merge(merged, content, spec, which, &gone).await?);
+                }
             }
         }
         for (files, content, which) in [
             (data, ManifestContentType::Data, SnapshotNames::DATA),
             (deletes, ManifestContentType::Deletes, SnapshotNames::DELETES),
         ] {
-            if files.is_empty() {
-                continue;
+            let mut files = files;
+            for spec in &specs {
+                let (of_spec, others): (Vec<_>, Vec<_>) =
+                    files.into_iter().partition(|added| added.spec_id == spec.spec.spec_id());
+                files = others;
+                if of_spec.is_empty() {
+                    continue;
+                }
+                let io = FileIO::new_with_memory();
+                let mut writer = self.manifest_writer(&io, content, spec, which)?;
+                for Added { file, .. } in of_spec {
+                    // No sequence number: the entry takes its snapshot's.
+                    writer.add_file(file, -1)?;
+                }
+                manifests.push(self.put_manifest(&io, writer).await?);
             }
-            let io = FileIO::new_with_memory();
-            let mut writer = self.manifest_writer(&io, content, which)?;
-            for file in files {
-                // No sequence number: the entry takes its snapshot's.
-                writer.add_file(file, -1)?;
-            }
-            manifests.push(self.put_manifest(&io, writer).await?);
         }
         Ok(manifests)
     }
@@ -232,11 +257,12 @@ impl Writing<'_> {
         &self,
         manifests: Vec<ManifestFile>,
         content: ManifestContentType,
-        which: u8,
+        spec: &Spec<'_>,
+        which: usize,
         gone: &HashSet<&str>,
     ) -> Result<ManifestFile, LakeError> {
         let io = FileIO::new_with_memory();
-        let mut writer = self.manifest_writer(&io, content, which)?;
+        let mut writer = self.manifest_writer(&io, content, spec, which)?;
         for manifest in manifests {
             for entry in self.table.entries_of(self.objects, &manifest).await? {
                 let incomplete = || LakeError::Malformed {
@@ -260,14 +286,15 @@ impl Writing<'_> {
         &self,
         io: &FileIO,
         content: ManifestContentType,
-        which: u8,
+        spec: &Spec<'_>,
+        which: usize,
     ) -> Result<ManifestWriter, LakeError> {
-        let url = self.table.url_of(&self.names.manifest(&self.table.directory, which));
+        let url = self.table.url_of(&self.names.manifest(&self.table.directory, spec.place, which));
         let builder = ManifestWriterBuilder::new(
             io.new_output(url)?,
             Some(self.names.snapshot_id),
-            self.schema.clone(),
-            self.spec.clone(),
+            spec.schema.clone(),
+            spec.spec.clone(),
         );
         Ok(match content {
             ManifestContentType::Data => builder.build_v2_data(),

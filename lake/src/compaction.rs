@@ -12,23 +12,29 @@
 //! deleted, and the next step begins with the table as it then is.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::iter::Peekable;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use arrow::compute::{concat_batches, take_record_batch};
 use iceberg::spec::DataFile;
 
 use crate::LakeError;
 use crate::columns::TableKind;
-use crate::commit::{Commit, Replaced, SnapshotNames, put_file};
-use crate::flush::{NOT_INDEXED, Writer, placement};
+use crate::commit::{Added, Commit, Replaced, SnapshotNames, put_file};
+use crate::flush::{NOT_INDEXED, Writer};
 use crate::index::{KnownTable, Pending, Position};
 use crate::key::KeyReader;
 use crate::live_files::{LiveFile, LiveRows};
-use crate::options::FileOptions;
-use crate::parquet_file::{DataFileWriter, position_delete_file};
+use crate::options::TableOptions;
+use crate::parquet_file::{DataFileWriter, FileForm, Placement, position_delete_file};
+use crate::partition::Partition;
+use crate::sorting::{How, sorted, z_ordered};
 use crate::table::{LakeTable, kind_of};
 
 const DAY_MS: u64 = 86_400_000;
+/// Sorted rows that are written at a time.
+const SORTED_ROWS: usize = 8_192;
 
 /// What is worth compacting.
 #[derive(Debug, Clone)]
@@ -41,14 +47,14 @@ pub(crate) struct CompactionPolicy {
     pub(crate) target_bytes: u64,
     /// How long a partition's day has been over, in milliseconds.
     pub(crate) min_age_ms: u64,
-    /// Only this partition, in days since the epoch.
-    pub(crate) day: Option<i32>,
+    /// Only this partition, by its path; a date stands for `dt=` of it.
+    pub(crate) partition: Option<String>,
 }
 
 /// What one step has done.
 #[derive(Debug)]
 pub(crate) struct Compacted {
-    pub(crate) day: i32,
+    pub(crate) partition: String,
     pub(crate) files_before: usize,
     pub(crate) files_after: usize,
     pub(crate) deletes_folded: u64,
@@ -58,7 +64,7 @@ pub(crate) struct Compacted {
 
 /// Files to be rewritten.
 struct Group {
-    day: i32,
+    partition: Partition,
     data: Vec<LiveFile>,
     /// The partition's delete files that delete rows of these data files.
     deletes: Vec<LiveFile>,
@@ -96,25 +102,23 @@ impl Writer {
     /// The next files worth rewriting: of the oldest partition that has any.
     async fn group(&self, table: &LakeTable, policy: &CompactionPolicy) -> Result<Option<Group>, LakeError> {
         let live = table.live_files(&*self.objects).await?;
-        let mut partitions: BTreeMap<i32, (Vec<LiveFile>, Vec<LiveFile>)> = BTreeMap::new();
+        // From the oldest spec and the first path on.
+        let mut partitions: BTreeMap<(i32, String), (Vec<LiveFile>, Vec<LiveFile>)> = BTreeMap::new();
         for file in live.data {
-            if let Some(day) = file.day() {
-                partitions.entry(day).or_default().0.push(file);
-            }
+            let place = (file.partition.spec_id, table.partition_path(&file.partition)?);
+            partitions.entry(place).or_default().0.push(file);
         }
         for file in live.deletes {
-            if let Some(day) = file.day() {
-                partitions.entry(day).or_default().1.push(file);
-            }
+            let place = (file.partition.spec_id, table.partition_path(&file.partition)?);
+            partitions.entry(place).or_default().1.push(file);
         }
         let is_small = |file: &LiveFile| file.file.file_size_in_bytes() < policy.target_bytes / 4 * 3;
-        for (day, (data, deletes)) in partitions {
-            let over_ms = u64::try_from(day).unwrap_or(0).saturating_add(1).saturating_mul(DAY_MS);
-            let is_old = self.context.now_ms() >= over_ms.saturating_add(policy.min_age_ms);
+        for ((_, path), (data, deletes)) in partitions {
+            let Some(partition) = data.first().or(deletes.first()).map(|file| file.partition.clone()) else { continue };
             let count = data.iter().filter(|file| is_small(file)).count() + deletes.len();
-            let excluded = match policy.day {
-                Some(chosen) => chosen != day,
-                None => policy.min_age_ms > 0 && !is_old,
+            let excluded = match &policy.partition {
+                Some(chosen) => !is_called(&path, chosen),
+                None => policy.min_age_ms > 0 && !self.is_old(table, &partition, &data, policy.min_age_ms),
             };
             if excluded || count < policy.min_files.max(2) {
                 continue;
@@ -141,9 +145,23 @@ impl Writer {
                     touched.push(delete);
                 }
             }
-            return Ok(Some(Group { day, data: chosen, deletes: touched, deleted }));
+            return Ok(Some(Group { partition, data: chosen, deletes: touched, deleted }));
         }
         Ok(None)
+    }
+
+    /// Whether a partition is over for that long: its day, or, where it is none, the commit of its newest file.
+    fn is_old(&self, table: &LakeTable, partition: &Partition, data: &[LiveFile], min_age_ms: u64) -> bool {
+        let over_ms = match table.day_of(partition) {
+            Some(day) => u64::try_from(day).unwrap_or(0).saturating_add(1).saturating_mul(DAY_MS),
+            None => {
+                // A snapshot that has expired is older than those that there are.
+                let committed = |file: &LiveFile| table.metadata.snapshot_by_id(file.snapshot_id?);
+                let newest = data.iter().filter_map(committed).map(|snapshot| snapshot.timestamp_ms()).max();
+                u64::try_from(newest.unwrap_or(0)).unwrap_or(0)
+            }
+        };
+        self.context.now_ms() >= over_ms.saturating_add(min_age_ms)
     }
 
     async fn rewrite(
@@ -158,9 +176,10 @@ impl Writer {
         let is_mirror = kind_of(name) == TableKind::Mirror;
         let names = SnapshotNames { snapshot_id: self.new_snapshot_id(), uuid: self.new_uuid() };
         // Every file but the last has the target size, so there are no more than that.
-        let urls: Vec<String> = group.data.iter().map(|_| self.new_url(table, group.day)).collect();
-        let deletes_url = self.new_url(table, group.day);
-        let mut paths = names.paths(&table.directory);
+        let new_url = || self.new_url(table, &group.partition);
+        let urls: Vec<String> = group.data.iter().map(|_| new_url()).collect::<Result<_, _>>()?;
+        let deletes_url = new_url()?;
+        let mut paths = names.paths(&table.directory, table.next().partition_specs_iter().len());
         for url in urls.iter().chain([&deletes_url]) {
             paths.push(table.path_of(url)?);
         }
@@ -176,22 +195,23 @@ impl Writer {
         self.index.transaction(|| self.index.add_pending(&pending))?;
 
         let index = is_mirror.then_some(&known);
-        let data = self.write_group(table, &group, index, &urls, &options.files, policy.target_bytes).await?;
+        let data = self.write_group(table, &group, index, &urls, &options, policy.target_bytes).await?;
         let mut deletes = Vec::new();
         let kept = self.kept_deletes(table, &group).await?;
         if !kept.is_empty() {
-            let file = position_delete_file(&kept, &placement(table, &deletes_url, group.day), options.files.codec)?;
+            let placement = Placement { url: &deletes_url, partition: &group.partition, sort_order_id: None };
+            let file = position_delete_file(&kept, &placement, options.files.codec)?;
             deletes.push(put_file(&*self.objects, table, file).await?);
         }
         let size =
             |files: &mut dyn Iterator<Item = &DataFile>| -> u64 { files.map(DataFile::file_size_in_bytes).sum() };
         let compacted = Compacted {
-            day: group.day,
+            partition: table.partition_label(&group.partition)?,
             files_before: group.data.len() + group.deletes.len(),
             files_after: data.len() + deletes.len(),
             deletes_folded: group.deleted.values().map(|rows| rows.len() as u64).sum(),
             bytes_before: size(&mut group.data.iter().chain(&group.deletes).map(|file| &file.file)),
-            bytes_after: size(&mut data.iter().chain(&deletes)),
+            bytes_after: size(&mut data.iter().chain(&deletes).map(|added| &added.file)),
         };
         let gone: Vec<LiveFile> = group.data.into_iter().chain(group.deletes).collect();
         let replaced = Replaced {
@@ -211,14 +231,26 @@ impl Writer {
         group: &Group,
         index: Option<&KnownTable>,
         urls: &[String],
-        options: &FileOptions,
+        options: &TableOptions,
         target_bytes: u64,
-    ) -> Result<Vec<DataFile>, LakeError> {
-        let mut urls = urls.iter().peekable();
-        let mut written = Vec::new();
-        let mut output: Option<Output<'_>> = None;
+    ) -> Result<Vec<Added>, LakeError> {
         let rows: u64 = group.data.iter().map(|file| file.file.record_count()).sum();
-        let form = self.file_form(table, options, usize::try_from(rows).unwrap_or(usize::MAX));
+        let form = self.file_form(table, &options.files, usize::try_from(rows).unwrap_or(usize::MAX));
+        let mut target = Target {
+            writer: self,
+            table,
+            partition: &group.partition,
+            index,
+            form,
+            bytes: target_bytes,
+            sort_order_id: if options.z_order { None } else { table.sort_order_id() },
+            urls: urls.iter().peekable(),
+            current: None,
+            written: Vec::new(),
+        };
+        let sort = table.sort_columns();
+        // Rows that are to be sorted are all in memory: as many as one step rewrites.
+        let (mut held, mut origins) = (Vec::new(), Vec::new());
         for file in &group.data {
             let url = file.file.file_path();
             let deleted = group.deleted.get(url).map_or(&[][..], Vec::as_slice);
@@ -234,47 +266,29 @@ impl Writer {
             };
             for batch in LiveRows::new(&table.columns, table.read(&*self.objects, url).await?, deleted)? {
                 let (batch, positions) = batch?;
-                if batch.num_rows() == 0 {
-                    continue;
-                }
-                let mut current = match output.take() {
-                    Some(current) => current,
-                    None => {
-                        let Some(url) = urls.next() else {
-                            return Err(LakeError::Malformed {
-                                path: table.directory.clone(),
-                                reason: "its files grow when they are compacted".to_owned(),
-                            });
-                        };
-                        let id = match index {
-                            Some(known) => self.index.add_file(known.id, url, group.day)?,
-                            None => NOT_INDEXED,
-                        };
-                        let writer = DataFileWriter::new(&table.columns, &form)?;
-                        Output { url, id, rows: 0, writer }
-                    }
-                };
-                if let Some(known) = index {
-                    self.note_moves(known, table, &batch, (from, &positions), (current.id, current.rows))?;
-                }
-                current.rows += batch.num_rows() as i64;
-                current.writer.write(&batch)?;
-                if current.writer.bytes_written() as u64 >= target_bytes && urls.peek().is_some() {
-                    written.push(self.finish(table, group.day, current).await?);
+                let from: Vec<Position> = positions.into_iter().map(|row| Position { file: from, row }).collect();
+                if sort.is_empty() {
+                    target.write(&batch, &from).await?;
                 } else {
-                    output = Some(current);
+                    held.push(batch);
+                    origins.extend(from);
                 }
             }
         }
-        if let Some(current) = output {
-            written.push(self.finish(table, group.day, current).await?);
+        if !held.is_empty() {
+            let all = concat_batches(&table.columns.arrow, &held)?;
+            drop(held);
+            let places: Vec<usize> = sort.iter().map(|(place, ..)| *place).collect();
+            let how: Vec<How> = sort.iter().map(|(_, direction, nulls)| (*direction, *nulls)).collect();
+            let keys = all.project(&places)?;
+            let order = if options.z_order { z_ordered(&keys, &how)? } else { sorted(&keys, &how)? };
+            for start in (0..order.len()).step_by(SORTED_ROWS) {
+                let rows = order.slice(start, SORTED_ROWS.min(order.len() - start));
+                let from: Vec<Position> = rows.values().iter().map(|row| origins[*row as usize]).collect();
+                target.write(&take_record_batch(&all, &rows)?, &from).await?;
+            }
         }
-        Ok(written)
-    }
-
-    async fn finish(&self, table: &LakeTable, day: i32, output: Output<'_>) -> Result<DataFile, LakeError> {
-        let file = output.writer.finish(&table.columns, &placement(table, output.url, day))?;
-        put_file(&*self.objects, table, file).await
+        target.finish().await
     }
 
     /// Notes the new places of a batch's rows, which the index must have where they were read.
@@ -283,20 +297,19 @@ impl Writer {
         known: &KnownTable,
         table: &LakeTable,
         batch: &RecordBatch,
-        (from, positions): (i64, &[i64]),
+        from: &[Position],
         (to, first_row): (i64, i64),
     ) -> Result<(), LakeError> {
         let keys = KeyReader::new(&table.columns, batch)?;
         self.index.transaction(|| {
             let mut shards: HashMap<&str, i64> = HashMap::new();
-            for (row, position) in positions.iter().enumerate() {
+            for (row, read) in from.iter().copied().enumerate() {
                 let (shard, key) = keys.read(row)?;
                 let shard_id = match shards.get(shard) {
                     Some(id) => *id,
                     None => *shards.entry(shard).or_insert(self.index.shard_id(shard)?),
                 };
                 let keys = self.index.keys(known.id, shard_id);
-                let read = Position { file: from, row: *position };
                 let found = keys.get(&key)?;
                 if found != Some(read) {
                     return Err(LakeError::IndexStale {
@@ -325,6 +338,21 @@ impl Writer {
     }
 }
 
+/// Where compaction writes to.
+struct Target<'a> {
+    writer: &'a Writer,
+    table: &'a LakeTable,
+    partition: &'a Partition,
+    index: Option<&'a KnownTable>,
+    form: FileForm,
+    /// Bytes at which a file is finished.
+    bytes: u64,
+    sort_order_id: Option<i32>,
+    urls: Peekable<std::slice::Iter<'a, String>>,
+    current: Option<Output<'a>>,
+    written: Vec<Added>,
+}
+
 /// A file being written.
 struct Output<'a> {
     url: &'a str,
@@ -332,4 +360,59 @@ struct Output<'a> {
     id: i64,
     rows: i64,
     writer: DataFileWriter,
+}
+
+impl Target<'_> {
+    /// Writes rows that were read at these places.
+    async fn write(&mut self, batch: &RecordBatch, from: &[Position]) -> Result<(), LakeError> {
+        if batch.num_rows() == 0 {
+            return Ok(());
+        }
+        let mut current = match self.current.take() {
+            Some(current) => current,
+            None => {
+                let Some(url) = self.urls.next() else {
+                    return Err(LakeError::Malformed {
+                        path: self.table.directory.clone(),
+                        reason: "its files grow when they are compacted".to_owned(),
+                    });
+                };
+                let id = match self.index {
+                    Some(known) => {
+                        let partition = self.table.partition_text(self.partition)?;
+                        self.writer.index.add_file(known.id, url, &partition)?
+                    }
+                    None => NOT_INDEXED,
+                };
+                let writer = DataFileWriter::new(&self.table.columns, &self.form)?;
+                Output { url, id, rows: 0, writer }
+            }
+        };
+        if let Some(known) = self.index {
+            self.writer.note_moves(known, self.table, batch, from, (current.id, current.rows))?;
+        }
+        current.rows += batch.num_rows() as i64;
+        current.writer.write(batch)?;
+        let is_full = current.writer.bytes_written() as u64 >= self.bytes && self.urls.peek().is_some();
+        self.current = Some(current);
+        if is_full { self.end_file().await } else { Ok(()) }
+    }
+
+    async fn end_file(&mut self) -> Result<(), LakeError> {
+        let Some(Output { url, writer, .. }) = self.current.take() else { return Ok(()) };
+        let placement = Placement { url, partition: self.partition, sort_order_id: self.sort_order_id };
+        let file = writer.finish(&self.table.columns, &placement)?;
+        self.written.push(put_file(&*self.writer.objects, self.table, file).await?);
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<Vec<Added>, LakeError> {
+        self.end_file().await?;
+        Ok(self.written)
+    }
+}
+
+/// Whether a partition of this path is meant: by its whole path, or by the date that is its `dt`.
+fn is_called(path: &str, chosen: &str) -> bool {
+    path == chosen || path.split('/').any(|part| part.trim_start_matches('_').strip_prefix("dt=") == Some(chosen))
 }

@@ -15,7 +15,7 @@ use crate::columns::TableKind;
 use crate::flush::Writer;
 use crate::index::Index;
 use crate::options::{OptionTexts, TableOptions};
-use crate::table::{LakeTable, table_name};
+use crate::table::table_name;
 
 /// The object that repeats the options.
 const OPTIONS: &str = "lake-options.json";
@@ -124,19 +124,6 @@ impl Writer {
         self.index.set_options(&source, &serde_json::to_string(&kept).map_err(malformed)?)?;
         self.configuration.tables.insert(source, (kept, Rc::new(options)));
         Ok(())
-    }
-}
-
-impl LakeTable {
-    /// Refuses options that this table cannot have.
-    fn check_options(&self, options: &TableOptions) -> Result<(), LakeError> {
-        let refused = |name: &str, reason: String| {
-            Err(LakeError::Option { table: self.source().to_owned(), name: name.to_owned(), reason })
-        };
-        match options.files.bloom_filters.iter().find(|column| self.column_named(column).is_none()) {
-            Some(column) => refused("bloom_filters", format!("the table has no column {column}")),
-            None => Ok(()),
-        }
     }
 }
 

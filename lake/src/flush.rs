@@ -15,21 +15,22 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use chrono::NaiveDate;
 use dosql_actors::{Context, ObjectStore};
 use dosql_proto::Row;
 use uuid::Uuid;
 
 use crate::LakeError;
+use crate::arrangement::Arrangement;
 use crate::buffer::{Action, Buffer, Change, TableBuffer};
 use crate::columns::TableKind;
 use crate::commit::{Commit, Replaced, SnapshotNames, put_file};
 use crate::configure::Configuration;
 use crate::index::{Index, KnownTable, Pending};
-use crate::mirror::{MirrorPlan, Planner};
+use crate::mirror::{Layout, MirrorPlan, Planner};
 use crate::misfits::Misfit;
 use crate::options::{FileOptions, Misfits, TableOptions};
 use crate::parquet_file::{DataFileWriter, FileForm, LakeFile, Placement, position_delete_file};
+use crate::partition::Partition;
 use crate::record_batch::{Image, record_batch};
 use crate::reshape::Shapes;
 use crate::table::{LakeTable, WATERMARK, table_directory, table_name};
@@ -190,12 +191,12 @@ impl Writer {
     async fn flush_shape(&self, table: &mut LakeTable, batch: &SourceBatch<'_>) -> Result<(), LakeError> {
         let (mut changes, _) = news(table, &batch.buffered.changes);
         changes.retain(|number| matches!(batch.buffered.changes[*number].action, Action::Reshape | Action::Drop));
-        table.follow(batch.buffered, &changes, &[])?;
+        table.follow(batch.buffered, &changes, &[], batch.options)?;
         self.commit_shape(table).await
     }
 
     async fn commit_shape(&self, table: &mut LakeTable) -> Result<(), LakeError> {
-        match table.reshaped || table.evolved.is_some() {
+        match table.reshaped || table.staged.is_some() {
             true => table.commit_shape(&*self.objects, self.context.now_ms()).await,
             false => Ok(()),
         }
@@ -217,7 +218,7 @@ impl Writer {
             TableKind::DeadLetters => Shapes::default(),
             TableKind::Mirror | TableKind::Changes => {
                 let widen = if batch.options.misfits == Misfits::Widen { batch.misfits } else { &[] };
-                table.follow(buffered, &changes, widen)?
+                table.follow(buffered, &changes, widen, batch.options)?
             }
         };
         let is_row = |number: &usize| !matches!(buffered.changes[*number].action, Action::Reshape);
@@ -226,16 +227,17 @@ impl Writer {
         }
         let known = self.index.table(name)?;
         let names = SnapshotNames { snapshot_id: self.new_snapshot_id(), uuid: self.new_uuid() };
+        let arrangement = Arrangement { table, layouts: &buffered.layouts, shapes: &shapes.shapes };
         let prepared = match kind {
             TableKind::Mirror => self.prepare_mirror(&known, table, names, buffered, &shapes, &changes)?,
             TableKind::Changes => {
                 let images = changes.iter().flat_map(|number| images(&buffered.changes[*number], shapes.of(*number)));
-                self.prepare_appends(&known, table, names, images)?
+                self.prepare_appends(&known, &arrangement, names, &images.collect::<Vec<_>>())?
             }
             TableKind::DeadLetters => {
                 let letters = batch.letters().filter(|letter| changes.binary_search(&letter.change).is_ok());
                 let images = letters.filter_map(|letter| dead_letter(buffered, letter));
-                let prepared = self.prepare_appends(&known, table, names, images)?;
+                let prepared = self.prepare_appends(&known, &arrangement, names, &images.collect::<Vec<_>>())?;
                 if prepared.data.is_empty() {
                     return self.index.take_back(&prepared.pending);
                 }
@@ -248,8 +250,9 @@ impl Writer {
             data.push(put_file(&*self.objects, table, file).await?);
         }
         let mut deletes = Vec::with_capacity(prepared.deletes.len());
-        for DeletesToWrite { day, url, rows } in &prepared.deletes {
-            let file = position_delete_file(rows, &placement(table, url, *day), batch.options.files.codec)?;
+        for DeletesToWrite { partition, url, rows } in &prepared.deletes {
+            let placement = Placement { url, partition, sort_order_id: None };
+            let file = position_delete_file(rows, &placement, batch.options.files.codec)?;
             deletes.push(put_file(&*self.objects, table, file).await?);
         }
         let now_ms = self.context.now_ms();
@@ -268,27 +271,49 @@ impl Writer {
         shapes: &Shapes,
         changes: &[usize],
     ) -> Result<Prepared<'a>, LakeError> {
+        let image = |number: &usize| {
+            let change = &buffered.changes[*number];
+            after(change).map(|row| Image { change, row, shape: shapes.of(*number), operation: "", letter: None })
+        };
+        let arrangement = Arrangement { table, layouts: &buffered.layouts, shapes: &shapes.shapes };
+        let written: Vec<usize> = changes.iter().copied().filter(|number| image(number).is_some()).collect();
+        let images: Vec<Image<'_>> = written.iter().filter_map(image).collect();
+        let (partitions, found) = arrangement.partitions(&images)?;
+        let mut of = vec![0; buffered.changes.len()];
+        written.iter().zip(found).for_each(|(number, partition)| of[*number] = partition);
+        let texts: Vec<String> =
+            partitions.iter().map(|partition| table.partition_text(partition)).collect::<Result<_, _>>()?;
         self.index.transaction(|| {
-            let new_url = |day| self.new_url(table, day);
-            let MirrorPlan { files, deletes, first_file } =
-                Planner::new(&self.index, buffered, known.id, &new_url)?.plan(changes.iter().copied())?;
-            let image = |number: &usize| {
-                let change = &buffered.changes[*number];
-                after(change).map(|row| Image { change, row, shape: shapes.of(*number), operation: "", letter: None })
+            let layout = Layout {
+                of: &of,
+                partitions: &texts,
+                new_url: &|partition| self.new_url(table, &partitions[partition]),
+                sort: &|numbers| {
+                    let images: Vec<Image<'_>> = numbers.iter().filter_map(image).collect();
+                    if let Some(order) = arrangement.order(&images)? {
+                        *numbers = order.into_iter().map(|place| numbers[place]).collect();
+                    }
+                    Ok(())
+                },
             };
+            let MirrorPlan { files, deletes, first_file } =
+                Planner::new(&self.index, buffered, known.id, &layout)?.plan(changes.iter().copied())?;
             let data = files
-                .iter()
+                .into_iter()
                 .filter(|file| !file.rows.is_empty())
                 .map(|file| DataToWrite {
-                    day: file.day,
-                    url: file.url.clone(),
+                    partition: partitions[file.partition].clone(),
                     images: file.rows.iter().filter_map(image).collect(),
+                    url: file.url,
                 })
                 .collect();
             let deletes = deletes
                 .into_iter()
-                .map(|(day, rows)| DeletesToWrite { day, url: self.new_url(table, day), rows })
-                .collect();
+                .map(|(text, rows)| {
+                    let partition = table.partition_of_text(&text)?;
+                    Ok(DeletesToWrite { url: self.new_url(table, &partition)?, partition, rows })
+                })
+                .collect::<Result<_, LakeError>>()?;
             self.prepare(known, table, names, first_file, data, deletes)
         })
     }
@@ -297,16 +322,24 @@ impl Writer {
     fn prepare_appends<'a>(
         &self,
         known: &KnownTable,
-        table: &LakeTable,
+        arrangement: &Arrangement<'_>,
         names: SnapshotNames,
-        images: impl Iterator<Item = Image<'a>>,
+        images: &[Image<'a>],
     ) -> Result<Prepared<'a>, LakeError> {
-        let mut days: BTreeMap<i32, Vec<Image<'a>>> = BTreeMap::new();
-        for image in images {
-            days.entry(image.change.day()).or_default().push(image);
+        let table = arrangement.table;
+        let (partitions, found) = arrangement.partitions(images)?;
+        let mut data = Vec::with_capacity(partitions.len());
+        for partition in partitions {
+            data.push(DataToWrite { url: self.new_url(table, &partition)?, partition, images: Vec::new() });
         }
-        let data =
-            days.into_iter().map(|(day, images)| DataToWrite { day, url: self.new_url(table, day), images }).collect();
+        for (image, partition) in images.iter().zip(found) {
+            data[partition].images.push(*image);
+        }
+        for file in &mut data {
+            if let Some(order) = arrangement.order(&file.images)? {
+                file.images = order.into_iter().map(|place| file.images[place]).collect();
+            }
+        }
         self.index.transaction(|| self.prepare(known, table, names, NOT_INDEXED, data, Vec::new()))
     }
 
@@ -319,7 +352,7 @@ impl Writer {
         data: Vec<DataToWrite<'a>>,
         deletes: Vec<DeletesToWrite>,
     ) -> Result<Prepared<'a>, LakeError> {
-        let mut paths = names.paths(&table.directory);
+        let mut paths = names.paths(&table.directory, table.next().partition_specs_iter().len());
         for url in data.iter().map(|file| &file.url).chain(deletes.iter().map(|file| &file.url)) {
             paths.push(table.path_of(url)?);
         }
@@ -350,7 +383,8 @@ impl Writer {
         for images in file.images.chunks(BATCH_ROWS) {
             writer.write(&record_batch(&table.columns, &batch.buffered.layouts, &shapes.shapes, images)?)?;
         }
-        writer.finish(&table.columns, &placement(table, &file.url, file.day))
+        let (url, partition) = (&file.url, &file.partition);
+        writer.finish(&table.columns, &Placement { url, partition, sort_order_id: table.sort_order_id() })
     }
 
     /// How a data file of a table is written.
@@ -368,10 +402,15 @@ impl Writer {
         }
     }
 
-    /// A URL for a new file of a day.
-    pub(crate) fn new_url(&self, table: &LakeTable, day: i32) -> String {
-        let date = NaiveDate::from_epoch_days(day).map(|date| date.to_string()).unwrap_or_default();
-        table.url_of(&format!("{}/data/dt={date}/{}.parquet", table.directory, self.new_uuid()))
+    /// A URL for a new file of a partition.
+    pub(crate) fn new_url(&self, table: &LakeTable, partition: &Partition) -> Result<String, LakeError> {
+        let mut path = format!("{}/data/", table.directory);
+        let within = table.partition_path(partition)?;
+        if !within.is_empty() {
+            path.push_str(&within);
+            path.push('/');
+        }
+        Ok(table.url_of(&format!("{path}{}.parquet", self.new_uuid())))
     }
 
     pub(crate) fn new_uuid(&self) -> Uuid {
@@ -412,19 +451,15 @@ struct Prepared<'a> {
 }
 
 struct DataToWrite<'a> {
-    day: i32,
+    partition: Partition,
     url: String,
     images: Vec<Image<'a>>,
 }
 
 struct DeletesToWrite {
-    day: i32,
+    partition: Partition,
     url: String,
     rows: Vec<(Arc<str>, i64)>,
-}
-
-pub(crate) fn placement<'a>(table: &LakeTable, url: &'a str, day: i32) -> Placement<'a> {
-    Placement { url, day, spec_id: table.metadata.default_partition_spec_id() }
 }
 
 /// The changes that the table has not taken in, by index, and the watermarks it will have with them.

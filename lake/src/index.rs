@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS _dosql_tables (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, snapshot_id INTEGER NOT NULL, rows INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS _dosql_files (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, table_id INTEGER NOT NULL, url TEXT NOT NULL, day INTEGER NOT NULL
+    id INTEGER PRIMARY KEY AUTOINCREMENT, table_id INTEGER NOT NULL, url TEXT NOT NULL, partition TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS _dosql_index (
     table_id INTEGER NOT NULL, shard_id INTEGER NOT NULL, key NOT NULL, file INTEGER NOT NULL, position INTEGER NOT NULL,
@@ -191,10 +191,10 @@ impl Index {
     }
 
     /// Registers a data file; returns its number, higher than every one before.
-    pub(crate) fn add_file(&self, table_id: i64, url: &str, day: i32) -> Result<i64, LakeError> {
+    pub(crate) fn add_file(&self, table_id: i64, url: &str, partition: &str) -> Result<i64, LakeError> {
         self.database
-            .prepare_cached("INSERT INTO _dosql_files (table_id, url, day) VALUES (?1, ?2, ?3)")?
-            .execute(params![table_id, url, day])?;
+            .prepare_cached("INSERT INTO _dosql_files (table_id, url, partition) VALUES (?1, ?2, ?3)")?
+            .execute(params![table_id, url, partition])?;
         Ok(self.database.last_insert_rowid())
     }
 
@@ -205,10 +205,10 @@ impl Index {
         Ok(statement.query_row([], |row| row.get::<_, i64>(0)).optional()?.unwrap_or(0) + 1)
     }
 
-    /// A data file's URL and day.
-    pub(crate) fn file(&self, id: i64) -> Result<(Arc<str>, i32), LakeError> {
-        let mut statement = self.database.prepare_cached("SELECT url, day FROM _dosql_files WHERE id = ?1")?;
-        Ok(statement.query_row([id], |row| Ok((row.get::<_, String>(0)?.into(), row.get(1)?)))?)
+    /// A data file's URL and partition, as [`LakeTable`](crate::table::LakeTable) writes it.
+    pub(crate) fn file(&self, id: i64) -> Result<(Arc<str>, Arc<str>), LakeError> {
+        let mut statement = self.database.prepare_cached("SELECT url, partition FROM _dosql_files WHERE id = ?1")?;
+        Ok(statement.query_row([id], |row| Ok((row.get::<_, String>(0)?.into(), row.get::<_, String>(1)?.into())))?)
     }
 
     /// Prepares a commit.

@@ -22,8 +22,8 @@
 //! Both tables carry `_shard`, `_lsn` (the transaction's LSN in that shard), `_committed_at` and `_misfit`; the change log also
 //! `_operation` (`insert`, `delete`, `update_before`, `update_after`,
 //! `drop_table`) and `_ordinal` (the change's place in its transaction), the mirror `_key` (see `key.rs`).
-//! Tables are partitioned by `day(_committed_at)`; the partition field is called `dt`, or `_dt` where the table has a column
-//! `dt` when its lake table is made. A source column whose name is taken by one of these is mirrored as `user_NAME`.
+//! Tables are partitioned by `day(_committed_at)` unless their options say otherwise; the partition field is called `dt`, or `_dt`
+//! where the table has a column `dt` when its lake table is made. A source column whose name is taken by one of these is mirrored as `user_NAME`.
 //!
 //! # Schema changes
 //! Columns are followed by field ids (`forms.rs`). A renamed column keeps its id, and its rows are not written again; a dropped one
@@ -38,6 +38,8 @@
 //! The steps of a flush, and what a crash between them leaves, are described in `flush.rs`.
 
 mod actor;
+mod arrange;
+mod arrangement;
 mod buffer;
 mod cleanup;
 mod columns;
@@ -56,9 +58,11 @@ mod mirror;
 mod misfits;
 mod options;
 mod parquet_file;
+mod partition;
 mod rebuild;
 mod record_batch;
 mod reshape;
+mod sorting;
 mod table;
 
 pub use actor::Lake;

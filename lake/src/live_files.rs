@@ -9,16 +9,14 @@ use arrow::datatypes::Int64Type;
 use bytes::Bytes;
 use dosql_actors::ObjectStore;
 use iceberg::io::FileIO;
-use iceberg::spec::{
-    DataContentType, DataFile, FormatVersion, Literal, ManifestEntryRef, ManifestFile, ManifestList, PrimitiveLiteral,
-    Snapshot,
-};
+use iceberg::spec::{DataContentType, DataFile, FormatVersion, ManifestEntryRef, ManifestFile, ManifestList, Snapshot};
 use parquet::arrow::PARQUET_FIELD_ID_META_KEY;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
 use crate::LakeError;
 use crate::columns::{LakeColumns, Meta, Source};
 use crate::key::with_told;
+use crate::partition::Partition;
 use crate::table::LakeTable;
 
 /// Rows that are read at a time.
@@ -29,17 +27,10 @@ pub(crate) struct LiveFile {
     pub(crate) file: DataFile,
     /// The manifest that lists it.
     pub(crate) manifest: String,
+    pub(crate) partition: Partition,
+    /// The snapshot that has added it.
+    pub(crate) snapshot_id: Option<i64>,
     pub(crate) sequence: i64,
-}
-
-impl LiveFile {
-    /// The day that is its partition, in days since the epoch.
-    pub(crate) fn day(&self) -> Option<i32> {
-        match self.file.partition().fields().first()?.as_ref()? {
-            Literal::Primitive(PrimitiveLiteral::Int(day)) => Some(*day),
-            _ => None,
-        }
-    }
 }
 
 /// The files of the current snapshot.
@@ -92,6 +83,11 @@ impl LakeTable {
                 let file = LiveFile {
                     file: entry.data_file.clone(),
                     manifest: manifest.manifest_path.clone(),
+                    partition: Partition {
+                        spec_id: manifest.partition_spec_id,
+                        values: entry.data_file.partition().clone(),
+                    },
+                    snapshot_id: entry.snapshot_id,
                     sequence: entry.sequence_number().unwrap_or(0),
                 };
                 match entry.content_type() {

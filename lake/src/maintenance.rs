@@ -108,13 +108,14 @@ impl Lake {
         let mode = request.mode();
         let LakeCompact { table, partition, .. } = request;
         self.require_table(&table)?;
-        let policy = compaction_policy(self.context.settings(), mode, day_of(&partition)?);
+        let policy = compaction_policy(self.context.settings(), mode, partition_of(partition)?);
         let compacted = self.writer.compact(&table, &policy).await?;
         let compaction = compacted.map(|compacted| {
-            let Compacted { day, files_before, files_after, deletes_folded, bytes_before, bytes_after } = compacted;
+            let Compacted { partition, files_before, files_after, deletes_folded, bytes_before, bytes_after } =
+                compacted;
             LakeCompaction {
                 table,
-                partition: NaiveDate::from_epoch_days(day).map(|date| date.to_string()).unwrap_or_default(),
+                partition,
                 files_before: files_before as u64,
                 files_after: files_after as u64,
                 deletes_folded,
@@ -153,25 +154,28 @@ impl Lake {
     }
 }
 
-/// A partition's day.
-fn day_of(partition: &str) -> Result<Option<i32>, Failure> {
+/// The partition that is named: by a date, or by its path.
+fn partition_of(partition: String) -> Result<Option<String>, Failure> {
     if partition.is_empty() {
         return Ok(None);
     }
-    let date: NaiveDate = partition.parse().map_err(|error| {
-        Failure::Answer(Error::invalid(format!("the partition {partition:?} is not a day as 2026-01-31: {error}")))
-    })?;
-    Ok(Some(date.to_epoch_days()))
+    let is_path = partition.split('/').all(|part| part.split_once('=').is_some_and(|(name, _)| !name.is_empty()));
+    if is_path || partition.parse::<NaiveDate>().is_ok() {
+        return Ok(Some(partition));
+    }
+    let message =
+        format!("the partition {partition:?} is neither a day as 2026-01-31 nor a path as dt=2026-01-31/id_bucket=3");
+    Err(Failure::Answer(Error::invalid(message)))
 }
 
-fn compaction_policy(settings: &Settings, mode: CompactionMode, day: Option<i32>) -> CompactionPolicy {
+fn compaction_policy(settings: &Settings, mode: CompactionMode, partition: Option<String>) -> CompactionPolicy {
     let files = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
     let (min_files, min_age_ms) = match mode {
         CompactionMode::Auto => (files(settings.lake_compaction_min_files), settings.lake_compaction_min_age_ms),
         CompactionMode::Full => (2, 0),
     };
     let max_files = files(settings.lake_compaction_max_files);
-    CompactionPolicy { min_files, max_files, target_bytes: settings.lake_target_file_size, min_age_ms, day }
+    CompactionPolicy { min_files, max_files, target_bytes: settings.lake_target_file_size, min_age_ms, partition }
 }
 
 fn cleanup_policy(settings: &Settings, deep: bool, dry_run: bool) -> CleanupPolicy {

@@ -11,10 +11,11 @@ use crate::buffer::{Action, Change, TableBuffer};
 use crate::index::{Index, Key, Keys, Position};
 use crate::key::key;
 
-/// A data file to be written, of rows committed on one day.
+/// A data file to be written, of one partition.
 pub(crate) struct PlannedFile {
     pub(crate) id: i64,
-    pub(crate) day: i32,
+    /// Index into [`Layout::partitions`].
+    pub(crate) partition: usize,
     pub(crate) url: String,
     /// Indexes of the changes whose after images it holds, in the order of its rows.
     pub(crate) rows: Vec<usize>,
@@ -24,9 +25,21 @@ pub(crate) struct PlannedFile {
 pub(crate) struct MirrorPlan {
     /// Files may be empty, when all their rows were overtaken within the flush.
     pub(crate) files: Vec<PlannedFile>,
-    /// By day, rows of earlier files: their URL and position, in ascending order.
-    pub(crate) deletes: BTreeMap<i32, Vec<(Arc<str>, i64)>>,
+    /// By partition, as the index keeps it, rows of earlier files: their URL and position, in ascending order.
+    pub(crate) deletes: BTreeMap<Arc<str>, Vec<(Arc<str>, i64)>>,
     pub(crate) first_file: i64,
+}
+
+/// Where the rows of a flush go.
+pub(crate) struct Layout<'a> {
+    /// By change, the partition of its after image, as an index into `partitions`.
+    pub(crate) of: &'a [usize],
+    /// As the index keeps them.
+    pub(crate) partitions: &'a [String],
+    /// A URL for a new file of a partition.
+    pub(crate) new_url: &'a dyn Fn(usize) -> Result<String, LakeError>,
+    /// Puts changes into the order that their rows have in a file.
+    pub(crate) sort: &'a dyn Fn(&mut Vec<usize>) -> Result<(), LakeError>,
 }
 
 /// Plans a flush by moving the index to what it will be afterwards. Runs within one transaction of the index's database.
@@ -34,12 +47,11 @@ pub(crate) struct Planner<'a> {
     index: &'a Index,
     buffer: &'a TableBuffer,
     table_id: i64,
-    /// A URL for a new file of a day.
-    new_url: &'a dyn Fn(i32) -> String,
+    layout: &'a Layout<'a>,
     plan: MirrorPlan,
     shards: BTreeMap<Rc<str>, i64>,
-    /// Earlier files that lose rows: their URL and day.
-    earlier: HashMap<i64, (Arc<str>, i32)>,
+    /// Earlier files that lose rows: their URL and partition.
+    earlier: HashMap<i64, (Arc<str>, Arc<str>)>,
 }
 
 impl<'a> Planner<'a> {
@@ -47,11 +59,11 @@ impl<'a> Planner<'a> {
         index: &'a Index,
         buffer: &'a TableBuffer,
         table_id: i64,
-        new_url: &'a dyn Fn(i32) -> String,
+        layout: &'a Layout<'a>,
     ) -> Result<Self, LakeError> {
         let first_file = index.next_file()?;
         let plan = MirrorPlan { files: Vec::new(), deletes: BTreeMap::new(), first_file };
-        Ok(Self { index, buffer, table_id, new_url, plan, shards: BTreeMap::new(), earlier: HashMap::new() })
+        Ok(Self { index, buffer, table_id, layout, plan, shards: BTreeMap::new(), earlier: HashMap::new() })
     }
 
     /// Takes in the changes of these indexes, in order.
@@ -82,7 +94,26 @@ impl<'a> Planner<'a> {
             }
         }
         self.plan.deletes.values_mut().for_each(|rows| rows.sort_unstable());
+        self.sort()?;
         Ok(self.plan)
+    }
+
+    /// Puts the files' rows into their order, and tells the index.
+    fn sort(&mut self) -> Result<(), LakeError> {
+        for place in 0..self.plan.files.len() {
+            let file = &mut self.plan.files[place];
+            let (id, before) = (file.id, file.rows.clone());
+            (self.layout.sort)(&mut file.rows)?;
+            let after = file.rows.clone();
+            for (row, number) in (0_i64..).zip(&after).filter(|(row, number)| before[*row as usize] != **number) {
+                let change = &self.buffer.changes[*number];
+                if let Action::Insert { after } | Action::Update { after, .. } = &change.action {
+                    let key = self.key(change, after);
+                    self.keys(&change.shard)?.set(&key, Position { file: id, row })?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn keys(&mut self, shard: &Rc<str>) -> Result<Keys<'a>, LakeError> {
@@ -103,7 +134,7 @@ impl<'a> Planner<'a> {
 
     /// The key's row is now this change's after image.
     fn write(&mut self, keys: Keys<'_>, key: &Key, number: usize) -> Result<(), LakeError> {
-        let place = self.file_of_day(self.buffer.changes[number].day())?;
+        let place = self.file_of(self.layout.of[number])?;
         let file = &self.plan.files[place];
         let position = Position { file: file.id, row: file.rows.len() as i64 };
         if !keys.add(key, position)? {
@@ -134,7 +165,7 @@ impl<'a> Planner<'a> {
     fn vacate(&mut self, keys: Keys<'_>, key: &Key, old: Position) -> Result<(), LakeError> {
         if old.file < self.plan.first_file {
             keys.keep_for_undo(key, old)?;
-            let (url, day) = match self.earlier.get(&old.file) {
+            let (url, partition) = match self.earlier.get(&old.file) {
                 Some(file) => file.clone(),
                 None => {
                     let file = self.index.file(old.file)?;
@@ -142,7 +173,7 @@ impl<'a> Planner<'a> {
                     file
                 }
             };
-            self.plan.deletes.entry(day).or_default().push((url, old.row));
+            self.plan.deletes.entry(partition).or_default().push((url, old.row));
             return Ok(());
         }
         // A row of this flush: the file's last row takes its place.
@@ -161,14 +192,14 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// The place in the plan of the file for a day.
-    fn file_of_day(&mut self, day: i32) -> Result<usize, LakeError> {
-        if let Some(place) = self.plan.files.iter().position(|file| file.day == day) {
+    /// The place in the plan of the file for a partition.
+    fn file_of(&mut self, partition: usize) -> Result<usize, LakeError> {
+        if let Some(place) = self.plan.files.iter().position(|file| file.partition == partition) {
             return Ok(place);
         }
-        let url = (self.new_url)(day);
-        let id = self.index.add_file(self.table_id, &url, day)?;
-        self.plan.files.push(PlannedFile { id, day, url, rows: Vec::new() });
+        let url = (self.layout.new_url)(partition)?;
+        let id = self.index.add_file(self.table_id, &url, &self.layout.partitions[partition])?;
+        self.plan.files.push(PlannedFile { id, partition, url, rows: Vec::new() });
         Ok(self.plan.files.len() - 1)
     }
 }

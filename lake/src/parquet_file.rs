@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::array::{Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Schema as ArrowSchema, SchemaRef};
 use bytes::Bytes;
-use iceberg::spec::{DataContentType, DataFile, DataFileBuilder, DataFileFormat, Datum, Literal, Struct};
+use iceberg::spec::{DataContentType, DataFile, DataFileBuilder, DataFileFormat, Datum};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, ZstdLevel};
@@ -18,6 +18,7 @@ use parquet::schema::types::ColumnPath;
 use crate::LakeError;
 use crate::columns::{ColumnType, LakeColumns, Meta, Source, arrow_field};
 use crate::options::Codec;
+use crate::partition::Partition;
 
 /// Field ids that Iceberg reserves for the columns of a position delete file.
 const DELETED_FILE_ID: i32 = 2_147_483_546;
@@ -29,14 +30,15 @@ const DELETES_IN_A_ROW_GROUP: usize = 1 << 20;
 pub(crate) struct LakeFile {
     pub(crate) bytes: Bytes,
     pub(crate) entry: DataFile,
+    pub(crate) spec_id: i32,
 }
 
 /// Where a file will stand.
 pub(crate) struct Placement<'a> {
     pub(crate) url: &'a str,
-    /// Days since the epoch: the partition.
-    pub(crate) day: i32,
-    pub(crate) spec_id: i32,
+    pub(crate) partition: &'a Partition,
+    /// The id of the order that its rows have; `None` where they have none.
+    pub(crate) sort_order_id: Option<i32>,
 }
 
 /// How a data file is written.
@@ -93,7 +95,8 @@ impl DataFileWriter {
             .split_offsets(Some(
                 metadata.row_groups().iter().filter_map(|group| group.columns().first()).map(offset).collect(),
             ));
-        Ok(LakeFile { bytes: bytes.into(), entry: entry.build().map_err(incomplete)? })
+        let spec_id = placement.partition.spec_id;
+        Ok(LakeFile { bytes: bytes.into(), entry: entry.build().map_err(incomplete)?, spec_id })
     }
 }
 
@@ -127,7 +130,7 @@ pub(crate) fn position_delete_file(
         entry.upper_bounds(HashMap::from([(DELETED_FILE_ID, Datum::string(last))]));
         entry.referenced_data_file((first == last).then(|| first.to_string()));
     }
-    Ok(LakeFile { bytes, entry: entry.build().map_err(incomplete)? })
+    Ok(LakeFile { bytes, entry: entry.build().map_err(incomplete)?, spec_id: placement.partition.spec_id })
 }
 
 fn entry(content: DataContentType, placement: &Placement<'_>, rows: u64, bytes: usize) -> DataFileBuilder {
@@ -136,10 +139,13 @@ fn entry(content: DataContentType, placement: &Placement<'_>, rows: u64, bytes: 
         .content(content)
         .file_path(placement.url.to_owned())
         .file_format(DataFileFormat::Parquet)
-        .partition(Struct::from_iter([Some(Literal::date(placement.day))]))
-        .partition_spec_id(placement.spec_id)
+        .partition(placement.partition.values.clone())
+        .partition_spec_id(placement.partition.spec_id)
         .record_count(rows)
         .file_size_in_bytes(bytes as u64);
+    if let Some(order) = placement.sort_order_id {
+        entry.sort_order_id(order);
+    }
     entry
 }
 

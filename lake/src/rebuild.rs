@@ -24,11 +24,11 @@ impl Writer {
             let mut deleted = table.deleted_rows(&*self.objects, live.deletes.iter()).await?;
             for file in &live.data {
                 let url = file.file.file_path();
-                let day = file.day().unwrap_or_default();
+                let partition = table.partition_text(&file.partition)?;
                 let bytes = table.read(&*self.objects, url).await?;
                 let deleted = deleted.remove(url).unwrap_or_default();
                 let added = self.index.transaction(|| {
-                    let id = self.index.add_file(known.id, url, day)?;
+                    let id = self.index.add_file(known.id, url, &partition)?;
                     let mut shards: HashMap<String, i64> = HashMap::new();
                     let mut added = 0_i64;
                     for batch in LiveRows::new(&table.columns, bytes, &deleted)? {

@@ -12,6 +12,7 @@ use crate::buffer::{Action, TableBuffer};
 use crate::columns::{ColumnType, LakeColumn, LakeColumns, Source, Variant, with_columns};
 use crate::forms::FormColumn;
 use crate::misfits::Misfit;
+use crate::options::TableOptions;
 use crate::table::{FORMS, LakeTable, VARIANTS, metadata_path};
 
 /// Stands for the shape of a change that has no rows, or whose rows the table has.
@@ -48,8 +49,9 @@ impl LakeTable {
         buffered: &TableBuffer,
         changes: &[usize],
         widen: &[Misfit],
+        options: &TableOptions,
     ) -> Result<Shapes, LakeError> {
-        let mut last_id = self.metadata.last_column_id().max(self.schema().highest_field_id());
+        let mut last_id = self.next().last_column_id();
         let mut new_id = || {
             last_id += 1;
             last_id
@@ -101,6 +103,7 @@ impl LakeTable {
             }
         }
         self.evolve()?;
+        self.arrange(options)?;
         let shape = |(layout, form)| Shape { layout, sources: self.forms.sources(form, &self.columns) };
         let shapes = seen.into_iter().map(shape).collect();
         self.forms.forget_old();
@@ -110,20 +113,22 @@ impl LakeTable {
 
     /// Has the schema hold the columns of all forms in use.
     fn evolve(&mut self) -> Result<(), LakeError> {
-        let evolved = with_columns(self.schema(), &self.forms.columns(), &self.variants, self.partition_field())?;
+        let kept = self.arranged_by();
+        let columns = self.forms.columns();
+        let evolved = with_columns(self.schema(), &columns, &self.variants, &kept, &self.taken_names())?;
         if evolved.as_struct() == self.schema().as_struct() {
             return Ok(());
         }
-        let mut schemas = self.metadata.schemas_iter();
-        let evolved: SchemaRef = match schemas.find(|known| known.as_struct() == evolved.as_struct()) {
-            Some(known) => known.clone(),
-            None => {
-                let newest = self.metadata.schemas_iter().map(|schema| schema.schema_id()).max().unwrap_or(0);
-                evolved.into_builder().with_schema_id(newest + 1).build()?.into()
-            }
-        };
+        let newest = self.next().schemas_iter().map(|schema| schema.schema_id()).max().unwrap_or(0);
+        let evolved = evolved.into_builder().with_schema_id(newest + 1).build()?;
         self.columns = LakeColumns::of_schema(&evolved, self.columns.key.clone(), &self.variants)?;
-        self.evolved = Some(evolved);
+        let builder = TableMetadataBuilder::new_from_metadata(self.next().clone(), None);
+        self.stage(builder.add_current_schema(evolved)?)
+    }
+
+    /// Keeps what a builder has made for the next commit.
+    pub(crate) fn stage(&mut self, builder: TableMetadataBuilder) -> Result<(), LakeError> {
+        self.staged = Some(self.updated_at(builder.build()?.metadata, 0)?);
         Ok(())
     }
 
@@ -139,14 +144,12 @@ impl LakeTable {
 
     /// The schema that the next commit writes under.
     pub(crate) fn schema(&self) -> &SchemaRef {
-        self.evolved.as_ref().unwrap_or_else(|| self.metadata.current_schema())
+        self.next().current_schema()
     }
 
-    /// Adds what has become of the schema to a metadata version that is being made.
-    pub(crate) fn reshape(&self, mut builder: TableMetadataBuilder) -> Result<TableMetadataBuilder, LakeError> {
-        if let Some(evolved) = &self.evolved {
-            builder = builder.add_current_schema(evolved.as_ref().clone())?;
-        }
+    /// Begins the next metadata version, with what has become of schema, spec, order and forms.
+    pub(crate) fn begin_version(&self) -> Result<TableMetadataBuilder, LakeError> {
+        let mut builder = TableMetadataBuilder::new_from_metadata(self.next().clone(), Some(self.metadata_url()));
         if self.reshaped {
             let malformed = |error: serde_json::Error| LakeError::Malformed {
                 path: self.directory.clone(),
@@ -165,11 +168,10 @@ impl LakeTable {
     /// Commits what has become of the schema, without a snapshot. On an error the table's state is unknown: it must be loaded
     /// anew.
     pub(crate) async fn commit_shape(&mut self, objects: &dyn ObjectStore, now_ms: u64) -> Result<(), LakeError> {
-        let builder = TableMetadataBuilder::new_from_metadata(self.metadata.clone(), Some(self.metadata_url()));
-        let metadata = self.reshape(builder)?.build()?.metadata;
+        let metadata = self.begin_version()?.build()?.metadata;
         let metadata = self.updated_at(metadata, now_ms)?;
         self.commit_metadata(objects, metadata).await?;
-        self.evolved = None;
+        self.staged = None;
         self.reshaped = false;
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use dosql_actors::ObjectStore;
 use dosql_proto::WalTable;
-use iceberg::spec::{ManifestFile, SchemaRef, TableMetadata};
+use iceberg::spec::{ManifestFile, TableMetadata};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -89,8 +89,8 @@ pub(crate) struct LakeTable {
     pub(crate) variants: Vec<Variant>,
     /// Whether forms or variants have changed since they were committed.
     pub(crate) reshaped: bool,
-    /// The schema with new columns, until a commit makes it the table's.
-    pub(crate) evolved: Option<SchemaRef>,
+    /// The metadata with the schema, spec and order that the next commit makes the table's.
+    pub(crate) staged: Option<TableMetadata>,
     /// The current snapshot's manifests, once they were read.
     pub(crate) manifests: Option<Vec<ManifestFile>>,
 }
@@ -113,8 +113,8 @@ impl LakeTable {
             None => Forms::beginning_with(columns.columns.iter().filter_map(form_column).collect()),
         };
         let directory = directory.to_owned();
-        let (reshaped, evolved, manifests) = (false, None, None);
-        Ok(Self { directory, version, metadata, columns, forms, variants, reshaped, evolved, manifests })
+        let (reshaped, staged, manifests) = (false, None, None);
+        Ok(Self { directory, version, metadata, columns, forms, variants, reshaped, staged, manifests })
     }
 
     /// The newest version of the table, or `None` where there is none. The version hint may be stale, or gone: newer versions
@@ -162,7 +162,7 @@ impl LakeTable {
             .collect();
         let key = layout.map_or(&[][..], |layout| &layout.primary_key);
         let key: Option<Vec<i32>> = key.iter().map(|place| Some(form.get(*place as usize)?.2)).collect();
-        let schema = with_columns(&bare, &form, &[], partition_field)?;
+        let schema = with_columns(&bare, &form, &[], &[], &[partition_field.to_owned()])?;
         let committed_at = schema.field_by_name("_committed_at").map(|field| field.id);
         let document = json!({
             "format-version": 2,
@@ -238,9 +238,9 @@ impl LakeTable {
         format!("{}{}", self.metadata.location(), path.strip_prefix(&self.directory).unwrap_or(path))
     }
 
-    /// The name of the field it is partitioned by.
-    pub(crate) fn partition_field(&self) -> &str {
-        self.metadata.default_partition_spec().fields().first().map_or("dt", |field| &field.name)
+    /// The metadata that the next commit begins with.
+    pub(crate) fn next(&self) -> &TableMetadata {
+        self.staged.as_ref().unwrap_or(&self.metadata)
     }
 
     /// The snapshots that branches and tags name. Read off the document, since the type keeps them to itself.

@@ -7,36 +7,22 @@
     reason = "a test fails by panicking, and is no actor"
 )]
 
+#[path = "support/choosing.rs"]
+mod choosing;
 #[path = "support/reading.rs"]
 mod reading;
 #[path = "support/records.rs"]
 mod records;
 mod support;
 
+use choosing::configure;
 use dosql_actors::Settings;
-use dosql_proto::{
-    Error, ErrorCode, LakeConfigure, LakeOption, LakeOptionsRequest, SchemaChange, Value, WalRecord, WalTable,
-    lake_reply, lake_request,
-};
+use dosql_proto::{ErrorCode, LakeOptionsRequest, SchemaChange, Value, WalRecord, WalTable, lake_reply, lake_request};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use records::{NOON_MS, inserts, row_change, table};
 use support::World;
 
 const BASE: &str = "memory://lake/";
-
-fn configure(world: &mut World, table: &str, set: &[(&str, &str)], reset: &[&str]) -> Result<Vec<LakeOption>, Error> {
-    let option =
-        |(name, value): &(&str, &str)| LakeOption { name: (*name).into(), value: (*value).into(), is_set: false };
-    let request = LakeConfigure {
-        table: table.into(),
-        set: set.iter().map(option).collect(),
-        reset: reset.iter().map(|name| (*name).into()).collect(),
-    };
-    match world.ask(lake_request::Request::Configure(request))? {
-        lake_reply::Reply::Options(mut options) => Ok(options.tables.remove(0).options),
-        other => panic!("not options: {other:?}"),
-    }
-}
 
 fn chosen(world: &mut World, table: &str) -> Vec<(String, String)> {
     let request = LakeOptionsRequest { table: table.into() };

@@ -43,6 +43,22 @@ pub fn files(objects: &Objects, table: &str) -> (usize, usize) {
     (data.len(), deletes.len())
 }
 
+/// The URLs of the data files of a table's current snapshot.
+pub fn data_files(objects: &Objects, table: &str) -> Vec<String> {
+    let metadata = metadata(objects, table).unwrap();
+    let (data, _) = listed(objects, metadata.current_snapshot().unwrap());
+    data.into_iter().map(|(file, _)| file.file_path().to_owned()).collect()
+}
+
+/// The text of a column's cells in a file, in the order of its rows.
+pub fn file_column(objects: &Objects, url: &str, name: &str) -> Vec<String> {
+    let cells = |batch: &RecordBatch| {
+        let column = batch.column_by_name(name).unwrap().clone();
+        (0..column.len()).map(|row| array_value_to_string(&column, row).unwrap()).collect::<Vec<_>>()
+    };
+    batches(get(objects, url)).iter().flat_map(cells).collect()
+}
+
 /// Reads every snapshot of a table.
 pub fn every_snapshot(objects: &Objects, table: &str) {
     let metadata = metadata(objects, table).unwrap();

@@ -20,6 +20,11 @@ pub(super) async fn write(store: &dyn ObjectStore, prefix: &str) -> Result<Strin
     transcript.line("put one, get one", &shown(store.get(&one).await?));
     store.put(&one, Bytes::from_static(b"first")).await?;
     transcript.line("put one again, get one", &shown(store.get(&one).await?));
+    transcript.line("get 1 to 3 of one", &shown(store.get_range(&one, 1..3).await?));
+    transcript.line("get 3 to 99 of one", &shown(store.get_range(&one, 3..99).await?));
+    transcript.line("get 5 to 9 of one", &part(store.get_range(&one, 5..9).await));
+    transcript.line("get nothing of one", &part(store.get_range(&one, 2..2).await));
+    transcript.line("get 0 to 9 of two", &part(store.get_range(&two, 0..9).await));
     transcript.line("create two", &created(store.create(&two, Bytes::from_static(b"second")).await)?);
     transcript.line("create two again", &created(store.create(&two, Bytes::from_static(b"third")).await)?);
     transcript.line("get two", &shown(store.get(&two).await?));
@@ -65,6 +70,11 @@ impl Transcript<'_> {
 
 fn shown(object: Option<Bytes>) -> String {
     object.map_or_else(|| "none".to_owned(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A read that fails where the range is not one of the object's.
+fn part(outcome: Result<Option<Bytes>, ObjectError>) -> String {
+    outcome.map_or_else(|_| "refused".to_owned(), shown)
 }
 
 fn created(outcome: Result<(), ObjectError>) -> Result<String, ObjectError> {

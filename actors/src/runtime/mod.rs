@@ -11,5 +11,5 @@ pub use actor::{Actor, Handled};
 pub use context::{Call, Context, Host};
 pub use delivery::{Delivery, Input, Payload, packet_reply};
 pub use mailbox::{Mailbox, MailboxReceiver, mailbox, supervise};
-pub use objects::{ObjectError, ObjectMeta, ObjectStore};
+pub use objects::{ObjectError, ObjectMeta, ObjectStore, range_of};
 pub use settings::{AutoShard, Hours, ReadStrategy, Settings, SettingsError, TransactionMode};

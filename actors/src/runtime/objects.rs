@@ -1,5 +1,7 @@
 //! Object storage as actors see it.
 
+use std::ops::Range;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use dosql_proto::{Error, ErrorCode};
@@ -12,6 +14,10 @@ use dosql_proto::{Error, ErrorCode};
 pub trait ObjectStore {
     /// The object's bytes, or `None` where there is no such object.
     async fn get(&self, path: &str) -> Result<Option<Bytes>, ObjectError>;
+
+    /// The bytes of `range`, which begins within the object and is not empty, or `None` where there is no such object. What of
+    /// it lies beyond the object's end is left out. Only these bytes are fetched.
+    async fn get_range(&self, path: &str, range: Range<u64>) -> Result<Option<Bytes>, ObjectError>;
 
     /// Writes the object, replacing one of that name.
     async fn put(&self, path: &str, bytes: Bytes) -> Result<(), ObjectError>;
@@ -57,6 +63,31 @@ pub enum ObjectError {
         /// What the store said.
         reason: String,
     },
+}
+
+impl ObjectError {
+    /// A range that no object, or none of this length, has.
+    #[must_use]
+    pub fn bad_range(path: &str, range: &Range<u64>, length: Option<u64>) -> Self {
+        let of = length.map_or(String::new(), |length| format!(" of {length}"));
+        Self::Failed {
+            path: path.to_owned(),
+            reason: format!("there are no bytes {} to {}{of}", range.start, range.end),
+        }
+    }
+}
+
+/// The part of an object's bytes that [`ObjectStore::get_range`] answers, for stores that have all of them at hand.
+///
+/// # Errors
+/// Where the range is empty or begins beyond the object's end.
+pub fn range_of(path: &str, bytes: &Bytes, range: Range<u64>) -> Result<Bytes, ObjectError> {
+    let length = bytes.len() as u64;
+    if range.is_empty() || range.start >= length {
+        return Err(ObjectError::bad_range(path, &range, Some(length)));
+    }
+    // Both fit, as they are at most the length.
+    Ok(bytes.slice(range.start as usize..range.end.min(length) as usize))
 }
 
 impl From<ObjectError> for Error {

@@ -1,11 +1,13 @@
 //! Object storage on an R2 bucket.
 
+use std::ops::Range;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use dosql_actors::{ObjectError, ObjectMeta, ObjectStore};
 use js_sys::{Object, Reflect, Uint8Array};
 use wasm_bindgen::prelude::*;
-use worker::{Bucket, Headers};
+use worker::{Bucket, GetOptionsBuilder, Headers, Range as R2Range};
 
 #[wasm_bindgen]
 extern "C" {
@@ -36,11 +38,15 @@ fn failed(path: &str, reason: impl ToString) -> ObjectError {
 #[async_trait(?Send)]
 impl ObjectStore for R2 {
     async fn get(&self, path: &str) -> Result<Option<Bytes>, ObjectError> {
-        let object = self.bucket.get(path).execute().await.map_err(|error| failed(path, error))?;
-        let Some(object) = object else { return Ok(None) };
-        let body = object.body().ok_or_else(|| failed(path, "the object came without a body"))?;
-        let bytes = body.bytes().await.map_err(|error| failed(path, error))?;
-        Ok(Some(bytes.into()))
+        fetch(path, self.bucket.get(path)).await
+    }
+
+    async fn get_range(&self, path: &str, range: Range<u64>) -> Result<Option<Bytes>, ObjectError> {
+        if range.is_empty() {
+            return Err(ObjectError::bad_range(path, &range, None));
+        }
+        let wanted = R2Range::OffsetWithLength { offset: range.start, length: range.end - range.start };
+        fetch(path, self.bucket.get(path).range(wanted)).await
     }
 
     async fn put(&self, path: &str, bytes: Bytes) -> Result<(), ObjectError> {
@@ -86,6 +92,15 @@ impl ObjectStore for R2 {
     fn url(&self, path: &str) -> String {
         format!("{}/{path}", self.root)
     }
+}
+
+/// What the bucket answers to a read.
+async fn fetch(path: &str, read: GetOptionsBuilder<'_>) -> Result<Option<Bytes>, ObjectError> {
+    let object = read.execute().await.map_err(|error| failed(path, error))?;
+    let Some(object) = object else { return Ok(None) };
+    let body = object.body().ok_or_else(|| failed(path, "the object came without a body"))?;
+    let bytes = body.bytes().await.map_err(|error| failed(path, error))?;
+    Ok(Some(bytes.into()))
 }
 
 /// Puts the object where none of that name exists; the answer is null where one does.

@@ -5,12 +5,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use dosql_actors::runtime::range_of;
 use dosql_actors::{Actor, Call, Context, Handled, Host, ObjectError, ObjectMeta, ObjectStore, Payload, Settings};
 use dosql_lake::Lake;
 use dosql_proto::{
@@ -87,6 +89,10 @@ impl Objects {
 impl ObjectStore for Objects {
     async fn get(&self, path: &str) -> Result<Option<Bytes>, ObjectError> {
         self.operate(path, || Ok(self.files.borrow().get(path).cloned()))
+    }
+
+    async fn get_range(&self, path: &str, range: Range<u64>) -> Result<Option<Bytes>, ObjectError> {
+        self.operate(path, || self.files.borrow().get(path).map(|bytes| range_of(path, bytes, range)).transpose())
     }
 
     async fn put(&self, path: &str, bytes: Bytes) -> Result<(), ObjectError> {

@@ -97,6 +97,11 @@ async fn objects<T: Target>(suite: &Suite<'_, T>) -> Result<(), String> {
 get one: none
 put one, get one: 1
 put one again, get one: first
+get 1 to 3 of one: ir
+get 3 to 99 of one: st
+get 5 to 9 of one: refused
+get nothing of one: refused
+get 0 to 9 of two: none
 create two: created
 create two again: exists already
 get two: second

@@ -16,15 +16,33 @@ use super::cell::{Cell, Close, Forward};
 use super::data_dir::{DataDir, DataDirError, validate};
 use super::local_host::LocalHost;
 use super::local_objects::LocalObjects;
-use crate::runtime::{Actor, Context, Delivery, MailboxReceiver, Payload, Settings, mailbox, supervise};
+use super::s3_objects::S3Objects;
+use crate::runtime::{Actor, Context, Delivery, MailboxReceiver, ObjectStore, Payload, Settings, mailbox, supervise};
 
 /// Drives an actor of one kind until its mailbox closes.
 type Drive = fn(Context, MailboxReceiver) -> LocalBoxFuture<'static, ()>;
 
+/// Where a node's objects are.
+#[derive(Clone)]
+pub(super) enum Objects {
+    Local(LocalObjects),
+    S3(S3Objects),
+}
+
+impl Objects {
+    /// The store as an actor uses it.
+    pub(super) fn store(&self) -> Rc<dyn ObjectStore> {
+        match self {
+            Self::Local(objects) => Rc::new(objects.clone()),
+            Self::S3(objects) => Rc::new(objects.clone()),
+        }
+    }
+}
+
 /// A node's actors.
 pub(super) struct Directory {
     pub(super) data_dir: DataDir,
-    pub(super) objects: LocalObjects,
+    pub(super) objects: Objects,
     pub(super) settings: Arc<Settings>,
     /// Bytes that one actor's database may keep in memory.
     pub(super) cache_bytes: u64,
@@ -49,7 +67,7 @@ struct Running {
 impl Directory {
     pub(super) fn new(
         data_dir: DataDir,
-        objects: LocalObjects,
+        objects: Objects,
         settings: Arc<Settings>,
         cache_bytes: u64,
         mailbox_capacity: usize,

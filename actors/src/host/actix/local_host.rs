@@ -165,7 +165,7 @@ impl Host for LocalHost {
     }
 
     fn objects(&self) -> Rc<dyn ObjectStore> {
-        Rc::new(self.directory.objects.clone())
+        self.directory.objects.store()
     }
 
     fn send(&self, envelope: Envelope, payload: Payload) -> LocalBoxFuture<'static, Result<Payload, Error>> {

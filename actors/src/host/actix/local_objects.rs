@@ -1,5 +1,6 @@
 //! Object storage in a local directory.
 
+use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,11 +8,11 @@ use std::{fs, io};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::TryStreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{Error as StoreError, ObjectStore as _, ObjectStoreExt as _};
+use object_store::{Error as StoreError, ObjectStoreExt as _};
 
+use super::access;
 use super::data_dir::sync_directory;
 use crate::runtime::{ObjectError, ObjectMeta, ObjectStore};
 
@@ -103,25 +104,26 @@ fn create_directories(root: &FilePath, directory: &FilePath) -> io::Result<()> {
     Ok(())
 }
 
+/// Where an object stands. What is being written is no object.
 fn locate(path: &str) -> Result<Path, ObjectError> {
-    let refused = |reason: String| ObjectError::Failed { path: path.to_owned(), reason };
-    let location = Path::parse(path).map_err(|error| refused(error.to_string()))?;
-    // `Path::parse` drops a leading and a trailing slash; such a path would then name another object than it says.
-    if location.as_ref() != path || path.is_empty() || path.split('/').next() == Some(STAGING) {
-        return Err(refused("not the path of an object".to_owned()));
+    match path.split('/').next() {
+        Some(STAGING) => {
+            Err(ObjectError::Failed { path: path.to_owned(), reason: "not the path of an object".to_owned() })
+        }
+        _ => access::locate(path),
     }
-    Ok(location)
 }
 
 #[async_trait(?Send)]
 impl ObjectStore for LocalObjects {
     async fn get(&self, path: &str) -> Result<Option<Bytes>, ObjectError> {
-        let failed = |error: StoreError| ObjectError::Failed { path: path.to_owned(), reason: error.to_string() };
-        match self.store.get(&locate(path)?).await {
-            Ok(found) => found.bytes().await.map(Some).map_err(failed),
-            Err(StoreError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(failed(error)),
-        }
+        locate(path)?;
+        access::get(&self.store, path).await
+    }
+
+    async fn get_range(&self, path: &str, range: Range<u64>) -> Result<Option<Bytes>, ObjectError> {
+        locate(path)?;
+        access::get_range(&self.store, path, range).await
     }
 
     async fn put(&self, path: &str, bytes: Bytes) -> Result<(), ObjectError> {
@@ -133,32 +135,13 @@ impl ObjectStore for LocalObjects {
     }
 
     async fn delete(&self, path: &str) -> Result<(), ObjectError> {
-        match self.store.delete(&locate(path)?).await {
-            Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
-            Err(error) => Err(ObjectError::Failed { path: path.to_owned(), reason: error.to_string() }),
-        }
+        locate(path)?;
+        access::delete(&self.store, path).await
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, ObjectError> {
-        let failed = |reason: String| ObjectError::Failed { path: prefix.to_owned(), reason };
-        // The store lists whole directories; a prefix may end within a name.
-        let directory = match prefix.rsplit_once('/') {
-            Some((directory, _)) => Some(Path::parse(directory).map_err(|error| failed(error.to_string()))?),
-            None => None,
-        };
-        let mut found: Vec<ObjectMeta> = self
-            .store
-            .list(directory.as_ref())
-            .map_ok(|object| ObjectMeta {
-                path: object.location.to_string(),
-                size: object.size,
-                modified_ms: object.last_modified.timestamp_millis().try_into().unwrap_or(0),
-            })
-            .try_collect()
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        found.retain(|object| object.path.starts_with(prefix) && !object.path.starts_with(".staging/"));
-        found.sort_by(|one, other| one.path.cmp(&other.path));
+        let mut found = access::list(&self.store, prefix).await?;
+        found.retain(|object| !object.path.starts_with(".staging/"));
         Ok(found)
     }
 

@@ -7,7 +7,7 @@
 //! DATA_DIR/LOCK                          held while a node runs
 //! DATA_DIR/actors/KIND/NAME.sqlite       an actor's own database (WAL mode, synchronous=FULL)
 //! DATA_DIR/actors/KIND/NAME.alarm        when its alarm was last set for
-//! DATA_DIR/lake/...                      object storage
+//! DATA_DIR/lake/...                      object storage, where it is not a bucket
 //! ```
 
 #![expect(
@@ -16,6 +16,7 @@
     reason = "this host is what implements the context: clocks, threads, files and locks end here"
 )]
 
+mod access;
 mod cell;
 mod client;
 mod data_dir;
@@ -23,7 +24,9 @@ mod directory;
 mod local_host;
 mod local_objects;
 mod node;
+mod s3_objects;
 
 pub use client::Client;
 pub use data_dir::DataDirError;
 pub use node::{Node, NodeConfig, NodeError};
+pub use s3_objects::S3Settings;

@@ -13,8 +13,9 @@ use futures_util::future::join_all;
 
 use super::client::Client;
 use super::data_dir::{DataDir, DataDirError, DataDirLock};
-use super::directory::Directory;
+use super::directory::{Directory, Objects};
 use super::local_objects::LocalObjects;
+use super::s3_objects::{S3Objects, S3Settings};
 use crate::runtime::{Actor, Settings};
 
 /// How long [`Node::stop`] waits for actors to finish what they were sent.
@@ -31,6 +32,8 @@ pub struct NodeConfig {
     pub mailbox_capacity: usize,
     /// Bytes that all shards' page caches together may take; shared out evenly, 64 KiB to 16 MiB each.
     pub cache_bytes: u64,
+    /// The bucket that holds the objects; without one they lie in the data directory.
+    pub bucket: Option<S3Settings>,
     /// The system's settings.
     pub settings: Settings,
 }
@@ -42,6 +45,7 @@ impl Default for NodeConfig {
             arbiters: 0,
             mailbox_capacity: 1024,
             cache_bytes: 64 << 20,
+            bucket: None,
             settings: Settings::default(),
         }
     }
@@ -81,7 +85,10 @@ impl Node {
     /// Where the directory is in use or unusable, or no thread can be started.
     pub fn new(config: NodeConfig) -> Result<Self, NodeError> {
         let (data_dir, lock) = DataDir::open(&config.data_dir)?;
-        let objects = LocalObjects::open(data_dir.objects()).map_err(NodeError::Objects)?;
+        let objects = match &config.bucket {
+            Some(bucket) => Objects::S3(S3Objects::open(bucket).map_err(NodeError::Objects)?),
+            None => Objects::Local(LocalObjects::open(data_dir.objects()).map_err(NodeError::Objects)?),
+        };
         let arbiters = match config.arbiters {
             0 => thread::available_parallelism().map_or(1, NonZeroUsize::get),
             number => number,

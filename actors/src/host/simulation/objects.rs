@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 
 use async_trait::async_trait;
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use futures_channel::oneshot;
 
 use super::system::{Core, WORLD};
-use crate::runtime::{ObjectError, ObjectMeta, ObjectStore};
+use crate::runtime::{ObjectError, ObjectMeta, ObjectStore, range_of};
 
 /// An object.
 #[derive(Clone)]
@@ -62,6 +63,14 @@ impl ObjectStore for SimulatedObjects {
     async fn get(&self, path: &str) -> Result<Option<Bytes>, ObjectError> {
         let name = path.to_owned();
         self.perform(path, move |core| Ok(core.objects.borrow().get(&name).map(|object| object.bytes.clone()))).await
+    }
+
+    async fn get_range(&self, path: &str, range: Range<u64>) -> Result<Option<Bytes>, ObjectError> {
+        let name = path.to_owned();
+        self.perform(path, move |core| {
+            core.objects.borrow().get(&name).map(|object| range_of(&name, &object.bytes, range)).transpose()
+        })
+        .await
     }
 
     async fn put(&self, path: &str, bytes: Bytes) -> Result<(), ObjectError> {

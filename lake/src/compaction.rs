@@ -304,7 +304,7 @@ impl Writer {
         self.index.transaction(|| {
             let mut shards: HashMap<&str, i64> = HashMap::new();
             for (row, read) in from.iter().copied().enumerate() {
-                let (shard, key) = keys.read(row)?;
+                let Some((shard, key)) = keys.read(row)? else { continue };
                 let shard_id = match shards.get(shard) {
                     Some(id) => *id,
                     None => *shards.entry(shard).or_insert(self.index.shard_id(shard)?),

@@ -135,13 +135,19 @@ impl<'a> KeyReader<'a> {
         Ok(Self { shards, stored, columns })
     }
 
-    /// The shard that a row is of, and its key there.
-    pub(crate) fn read(&self, row: usize) -> Result<(&'a str, Key), LakeError> {
-        let shard = self.shards.value(row);
-        if let Some(stored) = self.stored.filter(|stored| stored.is_valid(row)) {
-            return Ok((shard, from_stored(stored.value(row)).ok_or_else(unreadable)?));
+    /// The shard that a row is of, and its key there; `None` where it is of none, since another program added it.
+    pub(crate) fn read(&self, row: usize) -> Result<Option<(&'a str, Key)>, LakeError> {
+        if self.shards.is_null(row) {
+            return Ok(None);
         }
-        Ok((shard, told(&self.columns, row)?.ok_or_else(unreadable)?))
+        self.key(row).map(|key| Some((self.shards.value(row), key)))
+    }
+
+    fn key(&self, row: usize) -> Result<Key, LakeError> {
+        if let Some(stored) = self.stored.filter(|stored| stored.is_valid(row)) {
+            return from_stored(stored.value(row)).ok_or_else(unreadable);
+        }
+        told(&self.columns, row)?.ok_or_else(unreadable)
     }
 }
 

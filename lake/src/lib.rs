@@ -41,6 +41,7 @@ mod actor;
 mod arrange;
 mod arrangement;
 mod buffer;
+mod catalog;
 mod cleanup;
 mod columns;
 mod commit;
@@ -66,4 +67,5 @@ mod sorting;
 mod table;
 
 pub use actor::Lake;
+pub use catalog::Catalog;
 pub use error::LakeError;

@@ -35,7 +35,7 @@ impl Writer {
                         let (batch, positions) = batch?;
                         let keys = KeyReader::new(&table.columns, &batch)?;
                         for (row, position) in positions.iter().enumerate() {
-                            let (shard, key) = keys.read(row)?;
+                            let Some((shard, key)) = keys.read(row)? else { continue };
                             let shard_id = match shards.get(shard) {
                                 Some(id) => *id,
                                 None => {

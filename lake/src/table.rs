@@ -56,6 +56,16 @@ pub(crate) fn table_name(source: &str, kind: TableKind) -> String {
     name
 }
 
+/// Whether a lake table may have this name.
+pub(crate) fn is_table_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    // What follows a point are the two digits of a byte, so that no name leads to another directory.
+    let mut parts = name.split('.');
+    !name.is_empty()
+        && parts.next().is_some_and(|first| first.bytes().all(plain))
+        && parts.all(|part| part.len() >= 2 && part.bytes().all(plain))
+}
+
 /// Which of a source table's lake tables has this name.
 pub(crate) fn kind_of(name: &str) -> TableKind {
     if name.ends_with(CHANGES) {
@@ -115,6 +125,11 @@ impl LakeTable {
         let directory = directory.to_owned();
         let (reshaped, staged, manifests) = (false, None, None);
         Ok(Self { directory, version, metadata, columns, forms, variants, reshaped, staged, manifests })
+    }
+
+    /// The table with this as its next version's metadata.
+    pub(crate) fn as_successor(&self, metadata: TableMetadata) -> Result<Self, LakeError> {
+        Self::new(&self.directory, self.version + 1, metadata)
     }
 
     /// The newest version of the table, or `None` where there is none. The version hint may be stale, or gone: newer versions
@@ -336,5 +351,17 @@ mod tests {
         assert_eq!(table_name("orders", TableKind::Changes), "orders__changes");
         assert_eq!(table_name("orders__changes", TableKind::Mirror), "orders__change.73");
         assert_eq!(table_name("a/../b c", TableKind::Mirror), "a.2f.2e.2e.2fb.20c");
+    }
+
+    #[test]
+    fn names_from_outside_stay_in_their_directory() {
+        for source in ["orders", "orders__changes", "a/../b c", "..", "größe"] {
+            for kind in [TableKind::Mirror, TableKind::Changes] {
+                assert!(is_table_name(&table_name(source, kind)), "{source}");
+            }
+        }
+        for name in ["", ".", "..", "a/b", "../a", "a..", "a%2f"] {
+            assert!(!is_table_name(name), "{name}");
+        }
     }
 }

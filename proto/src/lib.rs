@@ -28,7 +28,9 @@ pub mod v1 {
 }
 
 pub use position::{ParsePositionError, Position};
-pub use protocol::{CdcProtocol, LakeProtocol, ProbeProtocol, Protocol, RouterProtocol, ShardProtocol};
+pub use protocol::{
+    CatalogProtocol, CdcProtocol, LakeProtocol, ProbeProtocol, Protocol, RouterProtocol, ShardProtocol,
+};
 #[cfg(feature = "grpc")]
 pub use status::ERROR_CODE_METADATA;
 pub use stream_position::StreamPosition;

@@ -43,6 +43,10 @@ protocol!(
     LakeProtocol, "lake", v1::LakeRequest, v1::LakeReply
 );
 protocol!(
+    /// The Iceberg catalog.
+    CatalogProtocol, "catalog", v1::CatalogRequest, v1::CatalogReply
+);
+protocol!(
     /// The conformance suite's small actor.
     ProbeProtocol, "probe", v1::ProbeRequest, v1::ProbeReply
 );

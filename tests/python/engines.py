@@ -2,12 +2,11 @@
 
 DuckDB takes its extensions from PyPI packages, so that nothing is downloaded; `avro` must be loaded before `iceberg`."""
 
+import importlib
 from pathlib import Path
 
 import chdb
 import duckdb
-import duckdb_extension_avro
-import duckdb_extension_iceberg
 import polars
 import pyarrow
 from pyiceberg.table import StaticTable
@@ -26,12 +25,18 @@ def polars_rows(directory: Path, columns: tuple[str, ...]) -> list[tuple]:
     return polars.scan_iceberg(newest(directory)).select(columns).collect().rows()
 
 
-def duckdb_rows(directory: Path, columns: tuple[str, ...]) -> list[tuple]:
+def duckdb_connection(*extensions: str) -> duckdb.DuckDBPyConnection:
     offline = {"allow_unsigned_extensions": "true", "autoinstall_known_extensions": "false"}
-    with duckdb.connect(config=offline) as connection:
-        for package in (duckdb_extension_avro, duckdb_extension_iceberg):
-            (extension,) = Path(package.__file__).parent.rglob("*.duckdb_extension")
-            connection.execute(f"LOAD '{extension}'")
+    connection = duckdb.connect(config=offline)
+    for name in extensions:
+        package = importlib.import_module(f"duckdb_extension_{name}")
+        (extension,) = Path(package.__file__).parent.rglob("*.duckdb_extension")
+        connection.execute(f"LOAD '{extension}'")
+    return connection
+
+
+def duckdb_rows(directory: Path, columns: tuple[str, ...]) -> list[tuple]:
+    with duckdb_connection("avro", "iceberg") as connection:
         names = ", ".join(f'"{name}"' for name in columns)
         # The directory, from which it finds the version hint itself.
         return connection.execute(f"SELECT {names} FROM iceberg_scan('{directory}')").fetchall()

@@ -5,14 +5,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use dosql_actors::host::actix::Client;
 use dosql_actors::runtime::Call;
 use dosql_proto::{
-    AcknowledgeChanges, BatchRequest, BatchResponse, CdcProtocol, CdcRequest, CdcStatus, CdcStatusRequest, ChangeBatch,
-    CloseRequest, CloseSession, DropSubscriptionRequest, Error, ExecuteRequest, ExecuteResponse, ExplainRequest,
-    ExplainResponse, FetchRequest, FlushLake, LakeCleaned, LakeCleanup, LakeCompact, LakeCompacted, LakeConfigure,
-    LakeFlushed, LakeOptions, LakeOptionsRequest, LakeProtocol, LakeRequest, LakeStatus, LakeStatusRequest,
-    ListSubscriptionsRequest, LoadRequest, LoadResponse, OpenSession, PollChanges, Promote, Promoted, QueryRequest,
-    RouterProtocol, RouterRequest, RowBatch, SessionClosed, SessionOpened, ShardsHealthRequest, Statement,
-    SubscribeRequest, SubscriptionList, SubscriptionNoted, Topology, cdc_reply, cdc_request, lake_reply, lake_request,
-    router_reply, router_request,
+    AcknowledgeChanges, BatchRequest, BatchResponse, CatalogProtocol, CatalogRequest, CdcProtocol, CdcRequest,
+    CdcStatus, CdcStatusRequest, ChangeBatch, CloseRequest, CloseSession, DropSubscriptionRequest, Error,
+    ExecuteRequest, ExecuteResponse, ExplainRequest, ExplainResponse, FetchRequest, FlushLake, LakeCleaned,
+    LakeCleanup, LakeCompact, LakeCompacted, LakeConfigure, LakeFlushed, LakeOptions, LakeOptionsRequest, LakeProtocol,
+    LakeRequest, LakeStatus, LakeStatusRequest, ListSubscriptionsRequest, LoadRequest, LoadResponse, OpenSession,
+    PollChanges, Promote, Promoted, QueryRequest, RouterProtocol, RouterRequest, RowBatch, SessionClosed,
+    SessionOpened, ShardsHealthRequest, Statement, SubscribeRequest, SubscriptionList, SubscriptionNoted, Topology,
+    catalog_reply, catalog_request, cdc_reply, cdc_request, lake_reply, lake_request, router_reply, router_request,
 };
 use tokio::sync::watch;
 
@@ -197,6 +197,13 @@ impl Backend {
             lake_reply::Reply::Options(options) => Ok(options),
             _ => Err(unexpected("lake writer")),
         }
+    }
+
+    /// Asks the Iceberg catalog.
+    pub(super) async fn catalog(&self, request: catalog_request::Request) -> Result<catalog_reply::Reply, Error> {
+        let request = CatalogRequest { request: Some(request) };
+        let reply = self.client.ask::<CatalogProtocol>(DEFAULT, request, &self.call(0)).await?;
+        reply.reply.ok_or_else(|| unexpected("catalog"))
     }
 
     /// Has the lake commit everything written before the call.

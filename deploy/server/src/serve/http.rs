@@ -19,7 +19,7 @@ use tonic::service::Routes;
 
 use super::backend::{Backend, OpenResult};
 use super::grpc::LARGEST_REQUEST;
-use super::{lake_options, maintenance, websocket};
+use super::{catalog, lake_options, maintenance, websocket};
 
 /// Names the session that a request belongs to.
 const SESSION_HEADER: &str = "dosql-session";
@@ -41,6 +41,7 @@ POST /flush    have the lake commit everything
 GET  /admin/shards/health            the members of the shards, and how far they are
 POST /admin/shards/SHARD/promote     ?member=NAME   make another member the primary
 POST /admin/compact   {\"tables\": [], \"mode\": \"auto\"}        make few files of many in the lake
+GET  /v1/...   the Iceberg REST catalog of the lake: other engines take this address as its URI
 POST /admin/cleanup   {\"mode\": \"standard\", \"dryRun\": true}   delete what the lake no longer needs
 GET  /admin/lake/options   ?table=orders   what the lake makes of a table
 POST /admin/lake/options   {\"table\": \"orders\", \"set\": {\"misfits\": \"widen\"}, \"reset\": []}   change that
@@ -49,8 +50,9 @@ gRPC is answered here too, with reflection.
 ";
 
 /// Everything that answers HTTP, and gRPC where a request asks for it.
-pub(super) fn routes(backend: &Backend, grpc: Routes) -> Router {
+pub(super) fn routes(backend: &Backend, hints: catalog::StorageHints, grpc: Routes) -> Router {
     Router::new()
+        .merge(catalog::routes(hints))
         .route("/", get(async || WELCOME))
         .route("/sql", post(sql))
         .route("/session", post(open_session).delete(close_session))
@@ -114,7 +116,7 @@ impl IntoResponse for HttpError {
     }
 }
 
-fn json(text: impl Into<Body>) -> Response {
+pub(super) fn json(text: impl Into<Body>) -> Response {
     ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], text.into()).into_response()
 }
 

@@ -1,6 +1,7 @@
 //! `dosql serve`: one process with every actor in it, and the interfaces in front of them.
 
 mod backend;
+mod catalog;
 mod changes;
 mod conversation;
 mod flow;
@@ -20,10 +21,10 @@ use std::time::Duration;
 use axum::serve::ListenerExt as _;
 use clap::Args;
 use dosql_actors::cdc::Cdc;
-use dosql_actors::host::actix::{Node, NodeConfig, NodeError};
+use dosql_actors::host::actix::{Node, NodeConfig, NodeError, S3Settings};
 use dosql_actors::runtime::{AutoShard, Settings, SettingsError};
 use dosql_actors::shard::Shard;
-use dosql_lake::Lake;
+use dosql_lake::{Catalog, Lake};
 use dosql_router::{Router, VSchema};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -98,7 +99,9 @@ pub(crate) async fn run(options: Options) -> Result<(), ServeError> {
     let shards = settings.shard_names().count();
     let numbered = (!lists_shards(&settings)).then_some(settings.shard_count);
     let query_timeout_ms = settings.query_timeout_ms;
-    let node = Node::new(NodeConfig { data_dir: options.data_dir.clone(), settings, ..NodeConfig::default() })?;
+    let bucket = S3Settings::from_variables(|name| std::env::var(name).ok())?;
+    let hints = catalog::StorageHints::of(bucket.as_ref());
+    let node = Node::new(NodeConfig { data_dir: options.data_dir.clone(), bucket, settings, ..NodeConfig::default() })?;
     if let Some(shards) = numbered {
         shard_count::remember(&options.data_dir, shards)?;
     }
@@ -106,6 +109,7 @@ pub(crate) async fn run(options: Options) -> Result<(), ServeError> {
     node.register::<Cdc>()?;
     node.register::<Router>()?;
     node.register::<Lake>()?;
+    node.register::<Catalog>()?;
     node.resume()?;
 
     let (stop, stopping) = watch::channel(false);
@@ -114,7 +118,7 @@ pub(crate) async fn run(options: Options) -> Result<(), ServeError> {
     backend.healthy().await.map_err(ServeError::Router)?;
     wake_change_stream(backend.clone());
     let grpc = spawn_grpc(grpc_listener, grpc::routes(&backend).await, stopping.clone());
-    let http = spawn_http(http_listener, http::routes(&backend, grpc::routes(&backend).await), stopping);
+    let http = spawn_http(http_listener, http::routes(&backend, hints, grpc::routes(&backend).await), stopping);
     announce(shards, &options.data_dir, grpc_address, http_address);
 
     tokio::select! {

@@ -59,6 +59,7 @@ fn settings() -> Settings {
         cdc_batch_size: 5,
         cdc_batch_timeout_ms: 300,
         cdc_retry_delay_ms: 50,
+        cdc_max_retry_count: 1,
         auto_shard: dosql_actors::runtime::AutoShard::PrimaryKey,
         ..Settings::default()
     }

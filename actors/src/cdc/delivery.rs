@@ -54,7 +54,7 @@ pub(super) async fn run(shards: Rc<Shards>) {
 /// Delivers one shard, for ever.
 async fn deliver(shards: Rc<Shards>, name: String) {
     let mut pending = VecDeque::new();
-    let mut failures = 0;
+    let (mut failures, mut refusals) = (0, 0);
     loop {
         let news = shards.commits.next();
         let delivered = shards.delivered_lsn(&name);
@@ -67,17 +67,25 @@ async fn deliver(shards: Rc<Shards>, name: String) {
         }
         match step(&shards, &name, delivered, &mut pending).await {
             Ok(()) => {
-                failures = 0;
+                (failures, refusals) = (0, 0);
                 shards.set_trouble(&name, None);
             }
             Err(error) => {
                 shards.set_trouble(&name, Some(error.clone()));
                 if error.code() == ErrorCode::BufferFull {
-                    // The lake works off what it has; that is no failure.
+                    // The lake works off what it has; that is no failure, unless it goes on for long.
+                    refusals += 1;
+                    if refusals > shards.context.settings().cdc_max_retry_count {
+                        refusals = 0;
+                        fall_back(&shards, &name).await;
+                    }
                     let pause_ms = error.retry_after_ms.max(1);
                     shards.context.sleep(Duration::from_millis(pause_ms)).await;
                 } else {
                     tracing::warn!(shard = name, %error, "records could not be delivered to the lake");
+                    if failures == shards.context.settings().cdc_max_retry_count {
+                        fall_back(&shards, &name).await;
+                    }
                     rest(&shards, &mut failures).await;
                 }
             }
@@ -85,10 +93,48 @@ async fn deliver(shards: Rc<Shards>, name: String) {
     }
 }
 
+/// Takes what the shard has committed and the lake has not into the fallback storage, as far as there is room.
+async fn fall_back(shards: &Rc<Shards>, name: &str) {
+    let outcome = async {
+        loop {
+            let kept = shards.kept_lsn(name);
+            if shards.last_lsn(name) <= kept {
+                return Ok(true);
+            }
+            let records = shards.read(name, kept, READ_BYTES).await?.records;
+            if records.is_empty() {
+                return Ok(true);
+            }
+            // Where the lake has moved meanwhile the records still follow what is kept, but need not begin there.
+            if records.iter().any(|record| record.lsn == shards.kept_lsn(name) + 1)
+                && !shards.fallback.borrow_mut().add(name, &records)?
+            {
+                return Ok(false);
+            }
+        }
+    };
+    let outcome: Result<bool, Error> = outcome.await;
+    let (records, bytes) = shards.fallback.borrow().size(name);
+    match outcome {
+        Ok(true) => {
+            tracing::warn!(shard = name, records, bytes, "the lake takes no records: they are in the fallback storage")
+        }
+        Ok(false) => {
+            tracing::warn!(shard = name, records, bytes, "the fallback storage is full: the shard keeps the records")
+        }
+        Err(error) => tracing::warn!(shard = name, %error, "records could not be taken into the fallback storage"),
+    }
+    shards.acknowledge_due();
+}
+
 /// Delivers the next records of a shard.
 async fn step(shards: &Rc<Shards>, name: &str, delivered: u64, pending: &mut VecDeque<WalRecord>) -> Result<(), Error> {
     if pending.is_empty() {
-        pending.extend(shards.read(name, delivered, READ_BYTES).await?.records);
+        let fallen_back = shards.fallback.borrow().read(name, delivered, READ_BYTES)?;
+        *pending = match fallen_back {
+            Some(records) => records,
+            None => shards.read(name, delivered, READ_BYTES).await?.records.into(),
+        };
     }
     let batch_size = usize::try_from(shards.context.settings().cdc_batch_size).unwrap_or(usize::MAX);
     let records: Vec<WalRecord> = pending.drain(..batch_size.min(pending.len())).collect();

@@ -13,7 +13,6 @@ use rusqlite::{Connection, params};
 use super::choice::Choice;
 use super::shards::Shards;
 use super::{snapshot, start};
-use crate::runtime::Context;
 use crate::sql_value::sql_error;
 
 /// Longest name, in bytes.
@@ -31,15 +30,14 @@ struct Subscription {
 
 /// All durable subscriptions.
 pub(super) struct Durable {
-    connection: Connection,
+    connection: Rc<Connection>,
     subscriptions: BTreeMap<String, Subscription>,
 }
 
 impl Durable {
     /// # Errors
     /// `STORAGE`.
-    pub(super) fn open(context: &Context) -> Result<Self, Error> {
-        let connection = context.open_storage()?;
+    pub(super) fn open(connection: Rc<Connection>) -> Result<Self, Error> {
         connection
             .execute_batch(
                 "CREATE TABLE IF NOT EXISTS _dosql_subscriptions (name TEXT PRIMARY KEY, position TEXT NOT NULL, \

@@ -1,11 +1,13 @@
 //! The change stream: pulls committed records from the shards' logs, serves subscribers, and drives delivery to the lake.
 //!
-//! Where a subscriber stands, the subscriber says, unless it has a durable subscription: that is all there is in storage. Where
-//! the lake stands, the lake says; and the shards keep what the lake has not committed or a durable subscription needs.
+//! Where a subscriber stands, the subscriber says, unless it has a durable subscription. Where the lake stands, the lake says; and
+//! the shards keep what the lake has not committed or a durable subscription needs. In storage are the durable subscriptions,
+//! and the records that the lake could not be given for a while.
 
 mod choice;
 mod delivery;
 mod durable;
+mod fallback;
 mod filter;
 mod recent;
 mod shards;
@@ -26,6 +28,7 @@ use dosql_proto::{
 };
 
 use self::durable::Durable;
+use self::fallback::Fallback;
 use self::shards::Shards;
 use crate::runtime::{Actor, Call, Context, Handled};
 
@@ -39,7 +42,10 @@ impl Actor for Cdc {
     type Protocol = CdcProtocol;
 
     async fn start(context: Context) -> Result<Self, Error> {
-        let shards = Rc::new(Shards::new(context.clone(), Durable::open(&context)?));
+        let storage = Rc::new(context.open_storage()?);
+        let durable = Durable::open(Rc::clone(&storage))?;
+        let fallback = Fallback::open(storage, context.settings().cdc_fallback_size)?;
+        let shards = Rc::new(Shards::new(context.clone(), durable, fallback));
         // Before anything is acknowledged: what durable subscriptions need must be kept.
         shards.durable.borrow_mut().tend(&shards)?;
         context.spawn(delivery::run(Rc::clone(&shards)));

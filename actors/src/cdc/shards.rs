@@ -12,6 +12,7 @@ use dosql_proto::{
 use futures_util::{StreamExt, stream};
 
 use super::durable::Durable;
+use super::fallback::Fallback;
 use super::filter::Filter;
 use super::recent::Recent;
 use crate::news::News;
@@ -89,6 +90,7 @@ pub(super) struct Shards {
     pub(super) context: Context,
     shards: RefCell<BTreeMap<String, ShardState>>,
     pub(super) durable: RefCell<Durable>,
+    pub(super) fallback: RefCell<Fallback>,
     /// Row filters of late, by their text.
     filters: RefCell<BTreeMap<String, Rc<Filter>>>,
     recent_bytes: usize,
@@ -106,7 +108,7 @@ pub(super) struct Shards {
 }
 
 impl Shards {
-    pub(super) fn new(context: Context, durable: Durable) -> Self {
+    pub(super) fn new(context: Context, durable: Durable, fallback: Fallback) -> Self {
         let shards: BTreeMap<_, _> =
             context.settings().shard_names().map(|name| (name, ShardState::default())).collect();
         let recent_bytes = RECENT_BYTES / shards.len().max(1);
@@ -114,6 +116,7 @@ impl Shards {
             context,
             shards: RefCell::new(shards),
             durable: RefCell::new(durable),
+            fallback: RefCell::new(fallback),
             filters: RefCell::default(),
             recent_bytes,
             commits: News::default(),
@@ -185,11 +188,16 @@ impl Shards {
         self.shards
             .borrow()
             .iter()
-            .map(|(name, state)| CdcShardStatus {
-                shard: name.clone(),
-                last_lsn: state.last_lsn,
-                delivered_lsn: state.delivered_lsn,
-                durable_lsn: state.durable_lsn,
+            .map(|(name, state)| {
+                let (fallback_records, fallback_bytes) = self.fallback.borrow().size(name);
+                CdcShardStatus {
+                    shard: name.clone(),
+                    last_lsn: state.last_lsn,
+                    delivered_lsn: state.delivered_lsn,
+                    durable_lsn: state.durable_lsn,
+                    fallback_records,
+                    fallback_bytes,
+                }
             })
             .collect()
     }
@@ -392,6 +400,9 @@ impl Shards {
     pub(super) fn durable(self: &Rc<Self>, positions: &LakePositions) {
         for position in &positions.shards {
             self.with(&position.shard, |state| state.durable_lsn = state.durable_lsn.max(position.durable_lsn));
+            if let Err(error) = self.fallback.borrow_mut().forget(&position.shard, position.durable_lsn) {
+                tracing::warn!(shard = position.shard, %error, "what the lake has could not be deleted here");
+            }
         }
         self.progress.announce();
         self.acknowledge_due();
@@ -405,8 +416,28 @@ impl Shards {
         self.acknowledge_due();
     }
 
-    fn acknowledge_due(self: &Rc<Self>) {
-        let unacknowledged = self.shards.borrow().values().any(ShardState::is_unacknowledged);
+    /// Up to where the records are in the lake or in the fallback storage.
+    pub(super) fn kept_lsn(&self, name: &str) -> u64 {
+        self.durable_lsn(name).max(self.fallback.borrow().last_lsn(name))
+    }
+
+    /// Up to where nobody needs the shard's records.
+    fn unneeded_lsn(&self, name: &str, state: &ShardState) -> u64 {
+        let kept = state.durable_lsn.max(self.fallback.borrow().last_lsn(name));
+        state.held_lsn.map_or(kept, |held| held.min(kept))
+    }
+
+    /// The shards that are to be told how far nobody needs their records, and how far that is.
+    fn unacknowledged(&self) -> Vec<(String, u64)> {
+        let shards = self.shards.borrow();
+        let due = shards.iter().map(|(name, state)| (name, state, self.unneeded_lsn(name, state)));
+        due.filter(|(_, state, unneeded)| state.acked_lsn.is_none_or(|acked| acked < *unneeded))
+            .map(|(name, _, unneeded)| (name.clone(), unneeded))
+            .collect()
+    }
+
+    pub(super) fn acknowledge_due(self: &Rc<Self>) {
+        let unacknowledged = !self.unacknowledged().is_empty();
         if unacknowledged {
             let shards = Rc::clone(self);
             self.context.spawn(async move { shards.acknowledge().await });
@@ -415,13 +446,7 @@ impl Shards {
 
     /// Tells each shard how far nobody needs its records any longer; the first time, that somebody needs them at all.
     async fn acknowledge(&self) {
-        let due: Vec<(String, u64)> = self
-            .shards
-            .borrow()
-            .iter()
-            .filter(|(_, state)| state.is_unacknowledged())
-            .map(|(name, state)| (name.clone(), state.unneeded_lsn()))
-            .collect();
+        let due = self.unacknowledged();
         let acknowledge = |(name, lsn): (String, u64)| async move {
             let request = AckWal { consumer: CONSUMER.to_owned(), lsn };
             match self.ask(&name, shard_request::Request::AckWal(request)).await {
@@ -433,16 +458,5 @@ impl Shards {
             }
         };
         stream::iter(due).for_each_concurrent(PARALLEL, acknowledge).await;
-    }
-}
-
-impl ShardState {
-    fn is_unacknowledged(&self) -> bool {
-        self.acked_lsn.is_none_or(|acked| acked < self.unneeded_lsn())
-    }
-
-    /// Up to where the records are in the lake, and no durable subscription needs them.
-    fn unneeded_lsn(&self) -> u64 {
-        self.held_lsn.map_or(self.durable_lsn, |held| held.min(self.durable_lsn))
     }
 }

@@ -367,3 +367,64 @@ fn an_idle_stream_is_quiet() {
         assert!((3..=7).contains(&lake), "{lake} messages to an idle lake");
     });
 }
+
+#[test]
+fn what_the_lake_does_not_take_falls_back_and_is_delivered_once() {
+    run(async {
+        let world = start(settings());
+        fill(&world, "shard-0", 5).await;
+        flush(&world).await.unwrap();
+        let failure = || Error::retryable(ErrorCode::ObjectStore, "no bucket", 1);
+        let set =
+            |failures: usize| LAKE.with_borrow_mut(|lake| lake.failures = (0..failures).map(|_| failure()).collect());
+        set(10_000);
+        fill(&world, "shard-0", 100).await;
+        let all_fell_back = async |least: u64| {
+            let told = stands(&world, "shard-0").await;
+            told.last_lsn >= least && told.fallback_records == told.last_lsn - 6
+        };
+        wait_until(async || all_fell_back(106).await).await;
+        // The shard need not keep them, but for a segment.
+        wait_until(async || shard_status(&world, "shard-0").await.oldest_lsn > 20).await;
+        // Neither a restart nor more of the same changes anything.
+        world.start::<Cdc>("default");
+        fill(&world, "shard-0", 9).await;
+        wait_until(async || all_fell_back(115).await).await;
+        assert!(in_lake("shard-0").len() == 6);
+        set(3);
+        fill(&world, "shard-1", 2).await;
+        flush(&world).await.unwrap();
+        let last = stands(&world, "shard-0").await.last_lsn;
+        assert_eq!(in_lake("shard-0"), (1..=last).collect::<Vec<_>>());
+        assert_eq!(in_lake("shard-1"), [1, 2, 3]);
+        wait_until(async || stands(&world, "shard-0").await.fallback_bytes == 0).await;
+    });
+}
+
+#[test]
+fn a_full_fallback_leaves_the_rest_to_the_shards() {
+    run(async {
+        let world = start(Settings { cdc_fallback_size: 1_000, ..settings() });
+        fill(&world, "shard-0", 1).await;
+        flush(&world).await.unwrap();
+        LAKE.with_borrow_mut(|lake| {
+            lake.failures = (0..60).map(|_| Error::retryable(ErrorCode::BufferFull, "buffer_full", 1)).collect();
+        });
+        fill(&world, "shard-0", 100).await;
+        flush(&world).await.unwrap();
+        assert!(stands(&world, "shard-0").await.fallback_bytes <= 1_000);
+        let last = stands(&world, "shard-0").await.last_lsn;
+        assert_eq!(in_lake("shard-0"), (1..=last).collect::<Vec<_>>());
+    });
+}
+
+/// Waits, for a while, until it is so.
+async fn wait_until(is_so: impl AsyncFn() -> bool) {
+    for _ in 0..500 {
+        if is_so().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("it did not come to that within 10 s");
+}

@@ -186,6 +186,8 @@ pub struct Settings {
     pub cdc_max_retry_count: u32,
     /// `CDC_RETRY_DELAY_MS`: first pause between retries; doubles.
     pub cdc_retry_delay_ms: u64,
+    /// `CDC_FALLBACK_SIZE`: bytes of records that the change stream keeps where the lake takes none; 0: the shards keep them.
+    pub cdc_fallback_size: u64,
     /// `CDC_SUBSCRIPTION_EXPIRY_MS`: after what time a durable subscription is removed that was neither opened nor acknowledged.
     pub cdc_subscription_expiry_ms: u64,
     /// `CDC_SUBSCRIPTION_MAX_RECORDS`: records of a shard that are kept for a durable subscription at most.
@@ -246,6 +248,7 @@ impl Default for Settings {
             cdc_batch_timeout_ms: 5_000,
             cdc_max_retry_count: 5,
             cdc_retry_delay_ms: 1_000,
+            cdc_fallback_size: 1 << 30,
             cdc_subscription_expiry_ms: 604_800_000,
             cdc_subscription_max_records: 1_000_000,
             auto_shard: AutoShard::Off,
@@ -312,6 +315,7 @@ impl Settings {
         read(&variable, "CDC_BATCH_TIMEOUT_MS", &mut settings.cdc_batch_timeout_ms, 1..=86_400_000)?;
         read(&variable, "CDC_MAX_RETRY_COUNT", &mut settings.cdc_max_retry_count, 0..=1000)?;
         read(&variable, "CDC_RETRY_DELAY_MS", &mut settings.cdc_retry_delay_ms, 1..=3_600_000)?;
+        read(&variable, "CDC_FALLBACK_SIZE", &mut settings.cdc_fallback_size, 0..=1 << 40)?;
         let expiry_ms = &mut settings.cdc_subscription_expiry_ms;
         read(&variable, "CDC_SUBSCRIPTION_EXPIRY_MS", expiry_ms, 1_000..=315_360_000_000)?;
         let max_records = &mut settings.cdc_subscription_max_records;

@@ -16,6 +16,8 @@ pub fn status_document(cdc: &CdcStatus, lake: &LakeStatus) -> Json {
                 "last_lsn": shard.last_lsn,
                 "delivered_lsn": shard.delivered_lsn,
                 "durable_lsn": shard.durable_lsn,
+                "fallback_records": shard.fallback_records,
+                "fallback_bytes": shard.fallback_bytes,
             })
         })
         .collect();

@@ -8,6 +8,7 @@ use dosql_actors::sql_value::sql_error;
 use dosql_proto::{Error, ErrorCode};
 
 use super::lookup::Definition;
+use super::renaming::Renaming;
 use super::table::{self, Placement, Shape, Table};
 use super::versions::Version;
 use super::{Catalog, Ddl, Prepared};
@@ -167,7 +168,22 @@ impl Catalog {
         }
         let created: Vec<String> = after.keys().filter(|name| !self.tables.contains_key(*name)).cloned().collect();
         let dropped: Vec<String> = self.tables.keys().filter(|name| !after.contains_key(*name)).cloned().collect();
-        let (made, also) = self.companions(ddl, &after, &created, &dropped)?;
+        let renaming = match ddl {
+            Ddl::OfTable(name) => self.table(name).and_then(|table| Renaming::of(ddl, table, &after, &created)),
+            _ => None,
+        };
+        let followed = match (&renaming, ddl) {
+            (Some(renaming), Ddl::OfTable(name)) => {
+                let shape = after.get(&renaming.table.to_ascii_lowercase());
+                match (self.table(name), shape) {
+                    (Some(table), Some(shape)) => Some(self.follow(renaming, table, shape)?),
+                    _ => None,
+                }
+            }
+            _ => None,
+        };
+        let vschema = followed.as_ref().unwrap_or(&self.version.vschema);
+        let (made, also) = self.companions(ddl, &after, &created, &dropped, (vschema, renaming.as_ref()))?;
         for statement in &also {
             self.mirror.connection.execute_batch(statement).map_err(sql_error)?;
         }
@@ -177,7 +193,7 @@ impl Catalog {
         let mut places = BTreeMap::new();
         let mut auto = None;
         for lookup in &made {
-            let place = self.lookup_place(lookup, &self.version.vschema)?;
+            let place = self.lookup_place(lookup, vschema)?;
             places.insert(lookup.table.to_ascii_lowercase(), place);
         }
         for (name, shape) in &after {
@@ -201,12 +217,18 @@ impl Catalog {
             places.insert(name.clone(), place);
         }
         for (name, shape) in &after {
-            let covered = Self::covered(&self.version.vschema, shape, &self.filling)?;
+            let covered = Self::covered(vschema, shape, &self.filling)?;
             if let Err(error) = self.check_table(shape, &covered, &after, &places) {
                 let collected = self.collectable(name, shape, &after, &places);
                 return if collected.is_empty() { Err(error) } else { Ok(Outcome::Collect(collected)) };
             }
         }
+        Self::check_increments(vschema, &after)?;
+        let followed = followed.filter(|after| *after != self.version.vschema).map(|vschema| Version {
+            version: self.version.version + 1,
+            document: self.version.document.clone(),
+            vschema,
+        });
         let all: Vec<usize> = (0..self.shards.len()).collect();
         let mut text = sql.to_owned();
         let mut undo = None;
@@ -285,7 +307,8 @@ impl Catalog {
             Some(_) => made.into_iter().map(|lookup| lookup.table).collect(),
             None => Vec::new(),
         };
-        let (emptied, collected, vschema) = (Vec::new(), Vec::new(), None);
+        let (emptied, collected) = (Vec::new(), Vec::new());
+        let vschema = followed;
         Ok(Outcome::Change(Box::new(Change { phases, places, auto, fill, collected, emptied, vschema, also, filling })))
     }
 
@@ -322,11 +345,12 @@ impl Catalog {
         after: &BTreeMap<String, Shape>,
         created: &[String],
         dropped: &[String],
+        (vschema, renaming): (&VSchema, Option<&Renaming>),
     ) -> Result<(Vec<Definition>, Vec<String>), Error> {
         match ddl {
             Ddl::CreateTable => {
                 let made: Vec<Definition> = match created.first().and_then(|name| after.get(name)) {
-                    Some(shape) => Self::definitions(&self.version.vschema, shape)?,
+                    Some(shape) => Self::definitions(vschema, shape)?,
                     None => Vec::new(),
                 };
                 made.iter().try_for_each(|lookup| self.check_new(lookup))?;
@@ -343,9 +367,12 @@ impl Catalog {
                 if gone && created.is_empty() {
                     return Ok((Vec::new(), kept.iter().map(Definition::drop).collect()));
                 }
-                let now = after.get(&name.to_ascii_lowercase());
-                let same = now
-                    .is_some_and(|shape| Self::definitions(&self.version.vschema, shape).is_ok_and(|now| now == kept));
+                let now = after.get(&renaming.map_or(name, |renaming| &renaming.table).to_ascii_lowercase());
+                let kept: Vec<Definition> = match renaming {
+                    Some(renaming) => kept.into_iter().map(|lookup| lookup.renamed(renaming)).collect(),
+                    None => kept,
+                };
+                let same = now.is_some_and(|shape| Self::definitions(vschema, shape).is_ok_and(|now| now == kept));
                 match same {
                     true => Ok(Default::default()),
                     false => Err(unsupported(format!(

@@ -10,6 +10,7 @@ use prost::Message;
 use rusqlite::Connection;
 
 use super::change::Place;
+use super::renaming::Renaming;
 use super::table::{Placement, Shape, Table};
 use super::{Catalog, unsupported};
 use crate::affinity::{Affinity, Collation};
@@ -107,6 +108,26 @@ impl Definition {
             Identity::Key(_) => Value { kind: Some(Kind::Blob(Row { values: identity.to_vec() }.encode_to_vec())) },
         };
         Some(Entry { from: from.clone(), to: to.clone(), owner_row })
+    }
+
+    /// The same after its owner, or a column of that, was renamed.
+    pub(super) fn renamed(mut self, renaming: &Renaming) -> Self {
+        self.owner.clone_from(&renaming.table);
+        if let Some((old, new)) = &renaming.column {
+            let rename = |column: &mut String| {
+                if column.eq_ignore_ascii_case(old) {
+                    column.clone_from(new);
+                }
+            };
+            rename(&mut self.column);
+            rename(&mut self.key);
+            match &mut self.identity {
+                Identity::Rowid(_) => {}
+                Identity::Alias(column) => rename(column),
+                Identity::Key(columns) => columns.iter_mut().for_each(rename),
+            }
+        }
+        self
     }
 
     /// The lookup table's columns, quoted.

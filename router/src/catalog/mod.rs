@@ -7,6 +7,7 @@ mod decisions;
 mod lookup;
 mod mirror;
 mod reconcile;
+mod renaming;
 mod sequences;
 mod table;
 mod topology;

@@ -122,7 +122,7 @@ impl Catalog {
     }
 
     /// Whether every row of a table at the old place is where the new one looks for it.
-    fn stays(&self, old: &Place, new: &Place) -> bool {
+    pub(super) fn stays(&self, old: &Place, new: &Place) -> bool {
         if self.shards.len() == 1 {
             return true;
         }

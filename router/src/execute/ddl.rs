@@ -38,8 +38,14 @@ impl Shared {
                 }
             }
         };
+        // Where the VSchema goes with what is renamed, no write goes by the one before.
+        let closed = match change.vschema {
+            Some(_) => Some(self.gate.close().await),
+            None => None,
+        };
         let version = self.catalog.borrow().begin_change(sql, request_id)?;
         let done = self.apply(version, Some(sql), &change, call).await?;
+        drop(closed);
         self.fill_lookups(request_id, call).await?;
         Ok(done)
     }

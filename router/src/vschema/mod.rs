@@ -2,6 +2,7 @@
 
 mod alter;
 mod read;
+mod rename;
 mod validate;
 
 use std::collections::BTreeMap;

@@ -12,6 +12,7 @@ mod lookups;
 mod oracle;
 mod plans;
 mod sequences;
+mod renames;
 mod transactions;
 mod vindexes;
 mod vschema;

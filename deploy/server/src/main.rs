@@ -1,7 +1,8 @@
-//! The `dosql` program: the server, the shell, and bulk import.
+//! The `dosql` program: the server, the shell, bulk import, and what operators do.
 
 mod connection;
 mod import;
+mod promote;
 mod serve;
 mod shell;
 mod vschema;
@@ -28,6 +29,8 @@ enum Command {
     Sql(shell::Options),
     /// Load a CSV file into a table
     Import(import::Options),
+    /// Make another member of a shard its primary
+    Promote(promote::Options),
     /// Check a VSchema, or print the JSON Schema of one
     Vschema(vschema::Options),
 }
@@ -38,6 +41,7 @@ async fn main() -> ExitCode {
         Command::Serve(options) => serve::run(options).await.map_err(|error| error.to_string()),
         Command::Sql(options) => return shell::run(options).await,
         Command::Vschema(options) => vschema::run(&options).map_err(|error| error.to_string()),
+        Command::Promote(options) => promote::run(options).await.map_err(|error| error.to_string()),
         Command::Import(options) => import::run(options).await.map_err(|error| error.to_string()),
     };
     match outcome {

@@ -35,7 +35,7 @@ use std::rc::{Rc, Weak};
 use dosql_actors::{Call, Context};
 use dosql_proto::{
     BatchRequest, BatchResponse, Closed, Error, ErrorCode, ExecuteRequest, ExecuteResponse, ExplainRequest,
-    ExplainResponse, FetchRequest, InDoubtNoted, QueryRequest, RouterReply, RouterRequest, Row, RowBatch,
+    ExplainResponse, FetchRequest, InDoubtNoted, Promoted, QueryRequest, RouterReply, RouterRequest, Row, RowBatch,
     SessionClosed, Statement, StatementResult, Value, router_reply::Reply, router_request::Request,
 };
 use futures_util::lock::Mutex;
@@ -335,6 +335,12 @@ impl Shared {
                 Ok((value.map(|value| Row { values: vec![value.into()] }).into_iter().collect(), None))
             }
             Step::Show(show) => Ok((self.show(show, scope).await?, None)),
+            Step::Promote(promote) => {
+                scope.go_on();
+                let Promoted { shard, primary, epoch, lsn } = self.promote(promote.clone()).await?;
+                let values = vec![shard.into(), primary.into(), (epoch as i64).into(), (lsn as i64).into()];
+                Ok((vec![Row { values }], None))
+            }
             Step::Explain { sql, analyze: true } => {
                 let report = self.analyze(sql, statement.params, scope).await?;
                 Ok((report.lines().map(|line| Row { values: vec![line.into()] }).collect(), None))

@@ -1,6 +1,6 @@
 //! Answers of `SHOW`.
 
-use dosql_proto::{Error, ErrorCode, Row, ShardStatusRequest, Value, shard_request::Request};
+use dosql_proto::{Error, ErrorCode, MemberHealth, Row, ShardTopology, Value};
 
 use super::{Scope, Shared};
 use crate::catalog::{Placement, versions};
@@ -11,7 +11,8 @@ impl Shared {
     /// The rows of a SHOW statement.
     pub(super) async fn show(&self, show: &Show, call: &Scope) -> Result<Vec<Row>, Error> {
         match show {
-            Show::Shards => self.show_shards(call).await,
+            Show::Shards => Ok(self.show_shards().await),
+            Show::Replicas => Ok(self.show_replicas().await),
             Show::LakeOptions { table } => self.show_lake_options(table.as_deref(), call).await,
             Show::VSchema => {
                 let catalog = self.catalog.borrow();
@@ -41,29 +42,58 @@ impl Shared {
         }
     }
 
-    async fn show_shards(&self, call: &Scope) -> Result<Vec<Row>, Error> {
-        let count = self.catalog.borrow().shards.len();
-        let states = self
-            .on_each((0..count).collect(), |shard| async move {
-                match self.ask_once(shard, Request::Status(ShardStatusRequest {}), call).await {
-                    Ok(_) => "serving".to_owned(),
-                    Err(error) => format!("not serving: {}", error.code().as_str_name()),
-                }
-            })
-            .await;
+    async fn show_shards(&self) -> Vec<Row> {
+        let topology = self.topology(true).await;
         let catalog = self.catalog.borrow();
-        let shards = catalog.shard_list.iter().zip(states);
-        Ok(shards
-            .map(|(shard, state)| {
+        let shards = catalog.shard_list.iter().zip(&topology.shards);
+        shards
+            .map(|(shard, found)| {
+                let ShardTopology { epoch, primary, members, promoting, .. } = found;
+                let state = match members.iter().find(|member| member.name == *primary) {
+                    _ if *promoting => "promoting",
+                    Some(member) if member.healthy => "serving",
+                    _ => "not serving",
+                };
+                let lag_ms = members.iter().filter(|member| member.healthy).map(|member| member.lag_ms).max();
                 row([
                     shard.name.as_str().into(),
                     shard.region.as_deref().map_or(Value::NULL, Value::from),
                     i64::from(shard.weight).into(),
                     i64::from(shard.hashed).into(),
                     state.into(),
+                    primary.as_str().into(),
+                    number(*epoch),
+                    number(members.len() as u64),
+                    lag_ms.map_or(Value::NULL, number),
                 ])
             })
-            .collect())
+            .collect()
+    }
+
+    async fn show_replicas(&self) -> Vec<Row> {
+        let topology = self.topology(true).await;
+        let member_of = |shard: &str, member: &MemberHealth| {
+            let state = match (member.healthy, member.ejected) {
+                (true, false) => "healthy".to_owned(),
+                (true, true) => "healthy, left out of reads".to_owned(),
+                (false, _) => format!("not answering: {}", member.error),
+            };
+            let known = |value| if member.healthy { number(value) } else { Value::NULL };
+            row([
+                shard.into(),
+                member.name.as_str().into(),
+                member.role.as_str().into(),
+                state.into(),
+                if member.region.is_empty() { Value::NULL } else { member.region.as_str().into() },
+                member.purpose.as_str().into(),
+                number(member.epoch),
+                known(member.last_lsn),
+                known(member.lag_records),
+                known(member.lag_ms),
+            ])
+        };
+        let shards = topology.shards.iter();
+        shards.flat_map(|found| found.members.iter().map(|member| member_of(&found.shard, member))).collect()
     }
 
     /// Tables that exist as they are, and those that the VSchema has a place for.
@@ -135,6 +165,10 @@ impl Shared {
 
 fn row<const WIDTH: usize>(values: [Value; WIDTH]) -> Row {
     Row { values: values.into() }
+}
+
+fn number(value: u64) -> Value {
+    i64::try_from(value).unwrap_or(i64::MAX).into()
 }
 
 /// A vindex's parameters as JSON; NULL where it has none.

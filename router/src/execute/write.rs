@@ -487,11 +487,8 @@ fn refuse_in_batch(plan: &Plan) -> Result<(), Error> {
         Step::Ddl { .. } | Step::AlterVSchema(_) | Step::AlterLake(_) => {
             Err(unsupported("a schema change in a batch is not supported: send it by itself"))
         }
-        Step::Generate(_) => Err(unsupported(
-            "an INSERT in a batch into a table whose column a sequence fills is not supported: send it by itself",
-        )),
-        Step::Catalog { .. } | Step::Pragma { .. } | Step::Explain { .. } | Step::Show(_) => {
-            Err(unsupported("PRAGMA, EXPLAIN and sqlite_schema in a batch are not supported"))
+        Step::Catalog { .. } | Step::Pragma { .. } | Step::Explain { .. } | Step::Show(_) | Step::Promote(_) => {
+            Err(unsupported("PRAGMA, EXPLAIN, SHOW, PROMOTE and sqlite_schema in a batch are not supported"))
         }
         _ => Ok(()),
     }

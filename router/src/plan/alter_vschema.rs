@@ -217,7 +217,7 @@ impl Words {
     }
 
     /// A parameter's value: a string, or words, numbers, dots and minus signs without spaces.
-    fn value(&mut self) -> Result<String, Error> {
+    pub(super) fn value(&mut self) -> Result<String, Error> {
         let value = match self.tokens.get(self.at) {
             Some(Token::SingleQuotedString(text)) => {
                 let text = text.clone();

@@ -82,6 +82,10 @@ impl Text<'_> {
                 self.kept(&generate.given.kept);
                 route
             }
+            Step::Promote(promote) => {
+                self.line(0, &format!("promote: another member of {} becomes its primary", promote.shard));
+                "promote"
+            }
             Step::Show(_) => {
                 self.line(0, "show: answered by the router from its catalog");
                 "catalog"

@@ -20,8 +20,8 @@ use std::ops::ControlFlow;
 
 use std::rc::Rc;
 
-use dosql_proto::{Column, Error, ErrorCode, Value};
-use sqlparser::ast::{Expr, Statement as Ast, UnaryOperator, visit_expressions_mut};
+use dosql_proto::{Column, Error, ErrorCode, Promote, Value};
+use sqlparser::ast::{Expr, SetExpr, Statement as Ast, UnaryOperator, visit_expressions_mut};
 use sqlparser::dialect::SQLiteDialect;
 use sqlparser::parser::Parser;
 
@@ -96,6 +96,8 @@ pub(crate) enum Step {
     AlterLake(AlterLake),
     /// What the router knows of shards and the VSchema.
     Show(Show),
+    /// Makes another member of a shard its primary.
+    Promote(Promote),
 }
 
 /// How rows are read.
@@ -265,6 +267,10 @@ impl Plan {
             let show = Show::parse(sql)?;
             let columns = show.columns();
             return Ok(Self { columns, parameter_count: 0, step: Step::Show(show), kept: Vec::new() });
+        }
+        if first == "PROMOTE" {
+            let step = Step::Promote(show::promote(sql)?);
+            return Ok(Self { columns: show::promoted_columns(), parameter_count: 0, step, kept: Vec::new() });
         }
         if first == "PRAGMA" && words.get(1).is_some_and(|name| name == "FOREIGN_KEYS") {
             return foreign_keys(sql, catalog);

@@ -417,7 +417,12 @@ impl Plan {
     pub(crate) fn writes(&self) -> bool {
         !matches!(
             self.step,
-            Step::Read(_) | Step::Catalog { .. } | Step::Pragma { .. } | Step::Explain { .. } | Step::Show(_)
+            Step::Read(_)
+                | Step::Catalog { .. }
+                | Step::Pragma { .. }
+                | Step::Explain { .. }
+                | Step::Show(_)
+                | Step::Promote(_)
         )
     }
 

@@ -1,6 +1,6 @@
-//! `SHOW SHARDS`, `SHOW VSCHEMA ...` and `SHOW LAKE OPTIONS`.
+//! `SHOW SHARDS`, `SHOW REPLICAS`, `SHOW VSCHEMA ...` and `SHOW LAKE OPTIONS`, and `PROMOTE SHARD`.
 
-use dosql_proto::{Column, Error};
+use dosql_proto::{Column, Error, Promote};
 
 use super::alter_vschema::Words;
 
@@ -9,6 +9,8 @@ use super::alter_vschema::Words;
 pub(crate) enum Show {
     /// `SHOW SHARDS`
     Shards,
+    /// `SHOW REPLICAS`: the members of all shards.
+    Replicas,
     /// `SHOW VSCHEMA`: the document in force.
     VSchema,
     /// `SHOW VSCHEMA TABLES`
@@ -31,6 +33,8 @@ impl Show {
         words.keywords(&["SHOW"])?;
         let show = if words.accept("SHARDS") {
             Self::Shards
+        } else if words.accept("REPLICAS") {
+            Self::Replicas
         } else if words.accept("VSCHEMA") {
             if words.accept("TABLES") {
                 Self::Tables
@@ -47,9 +51,9 @@ impl Show {
             let of_table = words.accept("ON") || words.accept("FROM");
             Self::LakeOptions { table: if of_table { Some(words.name("a table")?) } else { None } }
         } else {
-            return Err(
-                words.expected("SHARDS, LAKE OPTIONS, VSCHEMA, VSCHEMA TABLES, VSCHEMA VINDEXES or VSCHEMA KEYSPACES")
-            );
+            return Err(words.expected(
+                "SHARDS, REPLICAS, LAKE OPTIONS, VSCHEMA, VSCHEMA TABLES, VSCHEMA VINDEXES or VSCHEMA KEYSPACES",
+            ));
         };
         words.end()?;
         Ok(show)
@@ -58,7 +62,10 @@ impl Show {
     /// The columns of its rows.
     pub(crate) fn columns(&self) -> Vec<Column> {
         let names: &[&str] = match self {
-            Self::Shards => &["name", "region", "weight", "keyspace", "state"],
+            Self::Shards => &["name", "region", "weight", "keyspace", "state", "primary", "epoch", "members", "lag_ms"],
+            Self::Replicas => {
+                &["shard", "member", "role", "state", "region", "purpose", "epoch", "last_lsn", "lag_records", "lag_ms"]
+            }
             Self::VSchema => &["version", "vschema"],
             Self::Tables => &["table", "type", "column", "vindex", "shards"],
             Self::Vindexes { table: None } => &["name", "type", "params"],
@@ -66,8 +73,30 @@ impl Show {
             Self::Keyspaces => &["shard", "from", "to"],
             Self::LakeOptions { .. } => &["table", "option", "value", "is_set"],
         };
-        names.iter().map(|name| Column { name: (*name).to_owned(), declared_type: String::new() }).collect()
+        columns(names)
     }
+}
+
+fn columns(names: &[&str]) -> Vec<Column> {
+    names.iter().map(|name| Column { name: (*name).to_owned(), declared_type: String::new() }).collect()
+}
+
+/// Reads `PROMOTE SHARD name [TO member]`. Names may be quoted as strings.
+///
+/// # Errors
+/// `SYNTAX_ERROR` saying what was expected.
+pub(super) fn promote(sql: &str) -> Result<Promote, Error> {
+    let mut words = Words::new(sql)?;
+    words.keywords(&["PROMOTE", "SHARD"])?;
+    let shard = words.value()?;
+    let member = if words.accept("TO") { words.value()? } else { String::new() };
+    words.end()?;
+    Ok(Promote { shard, member })
+}
+
+/// The columns that it answers.
+pub(super) fn promoted_columns() -> Vec<Column> {
+    columns(&["shard", "primary", "epoch", "lsn"])
 }
 
 #[cfg(test)]
@@ -80,6 +109,7 @@ mod tests {
     fn every_form_is_read() {
         for (sql, expected) in [
             ("show shards;", Show::Shards),
+            ("SHOW REPLICAS", Show::Replicas),
             ("SHOW VSCHEMA", Show::VSchema),
             ("SHOW VSCHEMA TABLES", Show::Tables),
             ("SHOW VSCHEMA VINDEXES", Show::Vindexes { table: None }),
@@ -92,6 +122,18 @@ mod tests {
         }
         for sql in ["SHOW", "SHOW LAKE", "SHOW TABLES", "SHOW VSCHEMA VINDEXES ON", "SHOW SHARDS x"] {
             assert_eq!(Show::parse(sql).unwrap_err().code(), ErrorCode::SyntaxError, "{sql}");
+        }
+    }
+
+    #[test]
+    fn a_promotion_names_a_shard_and_perhaps_a_member() {
+        let read = |sql: &str| promote(sql).map(|promote| (promote.shard, promote.member));
+        let names = |shard: &str, member: &str| (shard.to_owned(), member.to_owned());
+        assert_eq!(read("promote shard shard-0;"), Ok(names("shard-0", "")));
+        assert_eq!(read("PROMOTE SHARD 'eu west' TO 'eu west-r2'"), Ok(names("eu west", "eu west-r2")));
+        assert_eq!(read("PROMOTE SHARD shard-10 TO shard-10-r1"), Ok(names("shard-10", "shard-10-r1")));
+        for sql in ["PROMOTE", "PROMOTE SHARD", "PROMOTE SHARD a b", "PROMOTE SHARD a TO"] {
+            assert_eq!(promote(sql).unwrap_err().code(), ErrorCode::SyntaxError, "{sql}");
         }
     }
 }

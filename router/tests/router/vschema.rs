@@ -88,8 +88,8 @@ async fn a_system_of_tenants_and_years_serves() {
     );
     let shards = database.run("SHOW SHARDS").await;
     assert_eq!(shards.len(), 10);
-    assert_eq!(shards[0], "shard-0 | us-west | 1 | 1 | serving");
-    assert_eq!(shards[9], "events-2026 | - | 1 | 0 | serving");
+    assert_eq!(shards[0], "shard-0 | us-west | 1 | 1 | serving | shard-0 | 0 | 1 | 0");
+    assert_eq!(shards[9], "events-2026 | - | 1 | 0 | serving | events-2026 | 0 | 1 | 0");
     assert_eq!(database.run("SHOW VSCHEMA KEYSPACES").await[1], "shard-1 | 2000000000000000 | 4000000000000000");
 }
 

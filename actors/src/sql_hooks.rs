@@ -26,24 +26,28 @@ impl<T> ThreadBound<T> {
 // itself not `Send` (it holds its `Context`), so its hooks are made, called and dropped on one thread.
 unsafe impl<T> Send for ThreadBound<T> {}
 
-/// Has every statement of the connection end with `DEADLINE_EXCEEDED` once the time that `deadline_ms` gives (milliseconds since
-/// the Unix epoch; 0: never) has passed.
+/// Whether a deadline (milliseconds since the Unix epoch; 0: never) has passed.
+#[must_use]
+pub fn is_past(deadline_ms: u64, context: &Context) -> bool {
+    deadline_ms != 0 && context.now_ms() > deadline_ms
+}
+
+/// Has every statement of the connection end with `DEADLINE_EXCEEDED` once `over` says so.
 ///
 /// # Errors
 /// SQLite's, where it refuses the hook.
 pub fn end_statements(
     connection: &mut Connection,
     context: &Context,
-    deadline_ms: impl Fn() -> u64 + 'static,
+    over: impl Fn(&Context) -> bool + 'static,
 ) -> Result<(), Error> {
-    let bound = ThreadBound::new((context.clone(), deadline_ms));
+    let bound = ThreadBound::new((context.clone(), over));
     connection
         .progress_handler(
             STEPS_PER_LOOK,
             Some(move || {
-                let (context, deadline_ms) = bound.get();
-                let deadline_ms = deadline_ms();
-                deadline_ms != 0 && context.now_ms() > deadline_ms
+                let (context, over) = bound.get();
+                over(context)
             }),
         )
         .map_err(sql_error)

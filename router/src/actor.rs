@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use dosql_actors::runtime::ToTheEnd;
 use dosql_actors::{Actor, Call, Context, Handled};
 use dosql_proto::{Error, ErrorCode, RouterProtocol, RouterReply, RouterRequest};
 
@@ -33,7 +34,11 @@ impl Actor for Router {
     async fn handle(&mut self, request: RouterRequest, call: &Call) -> Handled<RouterReply> {
         match &self.state {
             Ok(shared) if shared.broken().is_some() => Handled::Crash(shared.broken().unwrap_or_default()),
-            Ok(shared) => Handled::Later(Box::pin(Rc::clone(shared).answer(request, call.clone()))),
+            Ok(shared) => {
+                let to_the_end = ToTheEnd::default();
+                let answer = Rc::clone(shared).answer(request, call.clone(), to_the_end.clone());
+                Handled::WhileAsked(Box::pin(answer), to_the_end)
+            }
             Err(error) => Handled::Reply(Err(error.clone())),
         }
     }

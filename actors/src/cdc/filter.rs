@@ -65,7 +65,9 @@ impl Filter {
         let bound = ThreadBound::new(Rc::clone(&bounds));
         connection.authorizer(Some(move |asked: AuthContext<'_>| bound.get().authorize(&asked))).map_err(sql_error)?;
         let clock = Rc::clone(&bounds);
-        sql_hooks::end_statements(&mut connection, context, move || clock.deadline_ms.get())?;
+        sql_hooks::end_statements(&mut connection, context, move |context| {
+            sql_hooks::is_past(clock.deadline_ms.get(), context)
+        })?;
         // One transaction for ever: nothing here is to be kept.
         connection.execute_batch("BEGIN").map_err(sql_error)?;
         let filter =

@@ -3,7 +3,7 @@
 use dosql_proto::{Error, Protocol};
 use futures_util::future::LocalBoxFuture;
 
-use super::{Call, Context};
+use super::{Call, Context, ToTheEnd};
 
 /// Private state behind one mailbox.
 ///
@@ -57,6 +57,8 @@ pub enum Handled<R> {
     Reply(Result<R, Error>),
     /// The answer takes other actors or time: the future runs beside the messages that follow. It starts after `settle`.
     Later(LocalBoxFuture<'static, Result<R, Error>>),
+    /// The same, but where nobody waits for the answer any more the future is dropped, unless it has been told to go on.
+    WhileAsked(LocalBoxFuture<'static, Result<R, Error>>, ToTheEnd),
     /// The actor's state cannot be trusted any more (a failed rollback, say): restart it.
     Crash(Error),
 }

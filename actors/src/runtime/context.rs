@@ -8,6 +8,7 @@ use dosql_proto::{Address, Envelope, Error, ErrorCode, Protocol};
 use futures_util::future::{Either, LocalBoxFuture, select};
 use rusqlite::Connection;
 
+use super::asker::Asker;
 use super::{ObjectStore, Payload, Settings};
 
 /// What a host gives one actor. Implemented by each host; actors use [`Context`].
@@ -111,13 +112,14 @@ impl Call {
 #[derive(Clone)]
 pub struct Context {
     host: Rc<dyn Host>,
+    pub(super) asker: Asker,
 }
 
 impl Context {
     /// A context on what a host gives.
     #[must_use]
     pub fn new(host: Rc<dyn Host>) -> Self {
-        Self { host }
+        Self { host, asker: Asker::default() }
     }
 
     /// This actor's address.
@@ -130,6 +132,13 @@ impl Context {
     #[must_use]
     pub fn now_ms(&self) -> u64 {
         self.host.now_ms()
+    }
+
+    /// Whether nobody waits any more for the answer that is being worked out: the asker has given up, or its client has. Where
+    /// the host cannot tell it is false.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        self.asker.is_gone()
     }
 
     /// Nanoseconds on a timer of the host's that does not go back, for measuring how long things take.
@@ -197,6 +206,7 @@ impl Context {
 
     /// Drops what the incarnation left running.
     pub(super) fn end_incarnation(&self) {
+        self.asker.end();
         self.host.end_incarnation();
     }
 

@@ -5,10 +5,10 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use dosql_proto::{Error, ErrorCode, Protocol};
-use futures_channel::oneshot;
 use futures_util::FutureExt;
 use prost::Message;
 
+use super::asker::ReplySender;
 use super::{Actor, Call, Context, Delivery, Handled, Input, Payload};
 
 /// First pause before a restart; doubles with each failure in a row, up to [`LONGEST_PAUSE`].
@@ -90,8 +90,6 @@ enum Ended {
     Crashed(Error),
 }
 
-type ReplySender = oneshot::Sender<Result<Payload, Error>>;
-
 async fn drive<A: Actor>(mut actor: A, context: &Context, mailbox: &MailboxReceiver, pause: &mut Duration) -> Ended {
     loop {
         let Ok(first) = mailbox.inputs.recv().await else { return Ended::Closed };
@@ -152,16 +150,21 @@ async fn handle<A: Actor>(
         return None;
     }
     match payload.take() {
-        Ok(request) => match actor.handle(request, &call).await {
-            Handled::Crash(error) => {
-                group.push((reply, Handled::Reply(Err(error.clone()))));
-                Some(error)
+        Ok(request) => {
+            context.asker.begin(reply);
+            let handled = actor.handle(request, &call).await;
+            let Some(reply) = context.asker.end() else { return None };
+            match handled {
+                Handled::Crash(error) => {
+                    group.push((reply, Handled::Reply(Err(error.clone()))));
+                    Some(error)
+                }
+                handled => {
+                    group.push((reply, handled));
+                    None
+                }
             }
-            handled => {
-                group.push((reply, handled));
-                None
-            }
-        },
+        }
         Err(error) => {
             group.push((reply, Handled::Reply(Err(error))));
             None
@@ -177,6 +180,9 @@ fn release<R: Message + 'static>(context: &Context, reply: ReplySender, handled:
         Handled::Later(future) => context.spawn(async move {
             let _ = reply.send(future.await.map(Payload::typed));
         }),
+        Handled::WhileAsked(future, to_the_end) => {
+            context.spawn(context.asker.clone().answer(reply, future, to_the_end, Payload::typed));
+        }
         // `handle` turns a crash into a plain reply before it gets here.
         Handled::Crash(error) => {
             let _ = reply.send(Err(error));

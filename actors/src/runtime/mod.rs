@@ -1,6 +1,7 @@
 //! What an actor is, how it is reached, and what it may touch. Knows no host.
 
 mod actor;
+mod asker;
 mod context;
 mod delivery;
 mod mailbox;
@@ -8,6 +9,7 @@ mod objects;
 mod settings;
 
 pub use actor::{Actor, Handled};
+pub use asker::ToTheEnd;
 pub use context::{Call, Context, Host};
 pub use delivery::{Delivery, Input, Payload, packet_reply};
 pub use mailbox::{Mailbox, MailboxReceiver, mailbox, supervise};

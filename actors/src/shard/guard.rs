@@ -73,6 +73,8 @@ pub(super) struct Guard {
     schema_statement: Cell<bool>,
     /// When the statement must end, in milliseconds since the epoch; 0: never.
     deadline_ms: Cell<u64>,
+    /// Whether it only reads, so that it may end when nobody waits for its rows.
+    reads: Cell<bool>,
 }
 
 /// While it lives, statements are the shard's own.
@@ -91,13 +93,10 @@ impl Guard {
         let bound = ThreadBound::new(Rc::clone(&guard));
         connection.authorizer(Some(move |asked: AuthContext<'_>| bound.get().authorize(&asked))).map_err(sql_error)?;
         let clock = Rc::clone(&guard);
-        sql_hooks::end_statements(
-            connection,
-            context,
-            move || {
-                if clock.own.get() { 0 } else { clock.deadline_ms.get() }
-            },
-        )?;
+        sql_hooks::end_statements(connection, context, move |context| {
+            let past = || sql_hooks::is_past(clock.deadline_ms.get(), context);
+            !clock.own.get() && (past() || clock.reads.get() && context.is_abandoned())
+        })?;
         Ok(guard)
     }
 
@@ -111,9 +110,10 @@ impl Guard {
         self.own.get()
     }
 
-    /// When the statements that follow must end; 0: never.
-    pub(super) fn set_deadline(&self, deadline_ms: u64) {
+    /// When the statements that follow must end (0: never), and whether they only read.
+    pub(super) fn set_limits(&self, deadline_ms: u64, reads: bool) {
         self.deadline_ms.set(deadline_ms);
+        self.reads.set(reads);
     }
 
     /// Whether the statement that was just prepared changes the schema; forgets it.

@@ -21,8 +21,8 @@ use std::rc::Rc;
 use dosql_proto::shard_reply::Reply;
 use dosql_proto::shard_request::Request;
 use dosql_proto::{
-    CdcProtocol, CdcRequest, Closed, Committed, Error, InDoubt, ReadWal, RouterProtocol, RouterRequest, ShardProtocol,
-    ShardReply, ShardRequest, ShardStatus, WalAcked, WalBatch, cdc_request, router_request,
+    CdcProtocol, CdcRequest, Closed, Committed, Error, ErrorCode, InDoubt, ReadWal, RouterProtocol, RouterRequest,
+    ShardProtocol, ShardReply, ShardRequest, ShardStatus, WalAcked, WalBatch, cdc_request, router_request,
 };
 
 use self::cursors::Cursors;
@@ -78,7 +78,11 @@ impl Actor for Shard {
         if let Err(error) = self.check_role(&request, epoch) {
             return Handled::Reply(Err(error));
         }
-        self.store.set_deadline(call.deadline_ms);
+        let reads = matches!(request, Request::Query(_) | Request::Fetch(_));
+        if reads && self.context.is_abandoned() {
+            return Handled::Reply(Err(Error::retryable(ErrorCode::DeadlineExceeded, "nobody waits for the rows", 0)));
+        }
+        self.store.set_limits(call.deadline_ms, reads);
         let prepares = prepares(&request);
         let reads_log = match &request {
             Request::ReadWal(request) if !request.replica.is_empty() => {

@@ -134,9 +134,10 @@ impl Store {
         self.context.settings().replica_batch_size
     }
 
-    /// When the statements that follow must end, in milliseconds since the epoch; 0: never.
-    pub(super) fn set_deadline(&self, deadline_ms: u64) {
-        self.guard.set_deadline(deadline_ms);
+    /// When the statements that follow must end, in milliseconds since the epoch (0: never), and whether they only read: those
+    /// end when nobody waits for their rows any more.
+    pub(super) fn set_limits(&self, deadline_ms: u64, reads: bool) {
+        self.guard.set_limits(deadline_ms, reads);
     }
 
     /// Runs statements as one unit.

@@ -59,7 +59,9 @@ impl Shared {
     async fn gather_once(&self, gather: &Gather, params: &[Value], call: &Scope) -> Result<Connection, Error> {
         let mut scratch = self.bounded_scratch()?;
         let deadline_ms = call.deadline_ms;
-        sql_hooks::end_statements(&mut scratch, &self.context, move || deadline_ms)?;
+        sql_hooks::end_statements(&mut scratch, &self.context, move |context| {
+            sql_hooks::is_past(deadline_ms, context) || context.is_abandoned()
+        })?;
         scratch.execute_batch("PRAGMA foreign_keys = OFF; BEGIN").map_err(sql_error)?;
         let mut work = Vec::new();
         for input in &gather.inputs {

@@ -33,6 +33,7 @@ use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 
 use dosql_actors::{Call, Context};
+use dosql_actors::runtime::ToTheEnd;
 use dosql_proto::{
     BatchRequest, BatchResponse, Closed, Error, ErrorCode, ExecuteRequest, ExecuteResponse, ExplainRequest,
     ExplainResponse, FetchRequest, InDoubtNoted, Promoted, QueryRequest, RouterReply, RouterRequest, Row, RowBatch,
@@ -150,15 +151,24 @@ impl Shared {
     ///
     /// # Errors
     /// Typed, for the client.
-    pub(crate) async fn answer(self: Rc<Self>, request: RouterRequest, call: Call) -> Result<RouterReply, Error> {
+    pub(crate) async fn answer(
+        self: Rc<Self>,
+        request: RouterRequest,
+        call: Call,
+        to_the_end: ToTheEnd,
+    ) -> Result<RouterReply, Error> {
         let request = request.request.ok_or_else(|| Error::invalid("RouterRequest without a request"))?;
         if self.collecting.get() {
             drop(self.changing.lock().await);
         }
         let reply = match request {
-            Request::Execute(request) => Reply::Execute(self.execute(request, &call).await?),
-            Request::Query(request) => Reply::Rows(self.query(request, &call).await?),
+            Request::Execute(request) => Reply::Execute(self.execute(request, &call, to_the_end).await?),
+            Request::Query(request) => Reply::Rows(self.query(request, &call, to_the_end).await?),
             Request::Fetch(FetchRequest { cursor }) => Reply::Rows(self.fetch(cursor, &call).await?),
+        // What only reads ends when its client hangs up; of these, it turns out later.
+        if !matches!(request, Request::Execute(_) | Request::Query(_) | Request::Fetch(_)) {
+            to_the_end.go_on();
+        }
             Request::Close(request) => {
                 self.close(request.cursor);
                 Reply::Closed(Closed {})
@@ -205,9 +215,14 @@ impl Shared {
         self.must_restart.get().then(|| Error::internal("the log of decisions could not be written"))
     }
 
-    async fn execute(&self, request: ExecuteRequest, call: &Call) -> Result<ExecuteResponse, Error> {
+    async fn execute(
+        &self,
+        request: ExecuteRequest,
+        call: &Call,
+        to_the_end: ToTheEnd,
+    ) -> Result<ExecuteResponse, Error> {
         let statement = required(request.statement)?;
-        let scope = self.scope(call, request.timeout_ms, request.options);
+        let scope = self.scope(call, request.timeout_ms, request.options).told_by(to_the_end);
         let Some(seat) = self.seat(&request.session).await? else {
             return self.execute_in(statement, request.request_id, scope).await;
         };
@@ -262,9 +277,9 @@ impl Shared {
         Ok(ExecuteResponse { result: Some(result), bookmark: self.seen(&scope) })
     }
 
-    async fn query(&self, request: QueryRequest, call: &Call) -> Result<RowBatch, Error> {
+    async fn query(&self, request: QueryRequest, call: &Call, to_the_end: ToTheEnd) -> Result<RowBatch, Error> {
         let statement = required(request.statement)?;
-        let scope = self.scope(call, request.timeout_ms, request.options);
+        let scope = self.scope(call, request.timeout_ms, request.options).told_by(to_the_end);
         let bytes = match request.max_batch_bytes {
             0 => DEFAULT_BATCH_BYTES,
             bytes => bytes.min(MAX_BATCH_BYTES),

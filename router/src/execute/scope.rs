@@ -6,7 +6,8 @@ use std::ops::Deref;
 use std::rc::Rc;
 
 use dosql_actors::Call;
-use dosql_proto::{Error, ErrorCode, ExplainResponse, QueryOptions, QueryStats, Row, StepStats, Value};
+use dosql_actors::runtime::ToTheEnd;
+use dosql_proto::{Error, ErrorCode, ExplainResponse, Position, QueryOptions, QueryStats, Row, StepStats, Value};
 use prost::Message;
 
 use super::Shared;
@@ -24,6 +25,8 @@ pub(crate) struct Scope {
     began_ns: u64,
     /// The transaction it belongs to, where that goes on.
     transaction: Option<Rc<Transaction>>,
+    /// Told where the request's work goes on though its client hangs up.
+    to_the_end: ToTheEnd,
     /// How far each shard had come when it was read, for the bookmark.
     seen: Rc<RefCell<BTreeMap<usize, u64>>>,
 }
@@ -89,6 +92,16 @@ impl Scope {
     /// The transaction it belongs to, where that goes on.
     pub(super) fn transaction(&self) -> Option<&Rc<Transaction>> {
         self.transaction.as_ref()
+    /// The same for a request that goes on to its end where it is told so here.
+    pub(super) fn told_by(self, to_the_end: ToTheEnd) -> Self {
+        Self { to_the_end, ..self }
+    }
+
+    /// What follows is done to its end, though the client may hang up: it writes.
+    pub(super) fn go_on(&self) {
+        self.to_the_end.go_on();
+    }
+
     }
 
     /// Changes the notes, where some are taken.
@@ -170,6 +183,7 @@ impl Shared {
     pub(super) fn since(&self, began_ns: u64) -> u64 {
         self.context.timer_ns().saturating_sub(began_ns) / 1_000
     }
+            to_the_end: ToTheEnd::default(),
 
     /// Counts rows about to be given to the client, and the time that this request took.
     ///

@@ -1,8 +1,8 @@
 //! Sessions: transactions that a client begins and ends itself.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use dosql_actors::runtime::TransactionMode;
@@ -50,7 +50,18 @@ struct Running {
 /// A request's turn in its session.
 pub(super) struct Seat {
     session: Rc<Session>,
+    shared: Weak<Shared>,
+    /// Whether a statement of it runs, so that it is not known what the transaction did.
+    running: Cell<bool>,
     _turn: OwnedMutexGuard<()>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let (true, Some(running), Some(shared)) = (self.running.get(), self.running(), self.shared.upgrade()) {
+            shared.fail(&running, &aborted("its client hung up while a statement of it ran"));
+        }
+    }
 }
 
 /// A statement about the session itself.
@@ -139,6 +150,7 @@ fn sql(message: impl Into<String>) -> Error {
 impl Seat {
     /// The scope of a statement of this session.
     pub(super) fn scope(&self, scope: &Scope) -> Scope {
+        self.running.set(true);
         scope.within(self.running().map(|running| running.transaction))
     }
 
@@ -230,7 +242,7 @@ impl Shared {
         let session = find().ok_or_else(unknown)?;
         let now_ms = self.context.now_ms();
         session.state.borrow_mut().used_ms = now_ms;
-        let seat = Seat { session, _turn: turn };
+        let seat = Seat { session, shared: Weak::clone(&self.me), running: Cell::new(false), _turn: turn };
         let limit_ms = self.context.settings().transaction_timeout_ms;
         if let Some(running) = seat.running()
             && running.began_ms + limit_ms < now_ms
@@ -248,6 +260,7 @@ impl Shared {
 
     /// After a statement: a transaction that cannot commit any more gives up its locks, and the session's time begins anew.
     pub(super) fn leave(&self, seat: &Seat) {
+        seat.running.set(false);
         if let Some(running) = seat.running()
             && running.transaction.failed()
         {
@@ -261,6 +274,7 @@ impl Shared {
     /// # Errors
     /// As SQLite words them; why a commit failed.
     pub(super) async fn control(&self, seat: &Seat, control: Control, call: &Scope) -> Result<String, Error> {
+        call.go_on();
         let running = seat.running();
         match (control, running) {
             (Control::SetMode(_), Some(_)) => {

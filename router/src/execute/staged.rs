@@ -96,7 +96,9 @@ impl Shared {
     ) -> Result<(Connection, HashMap<(usize, i64), i64>), Error> {
         let mut scratch = self.context.open_scratch()?;
         let deadline_ms = call.deadline_ms;
-        sql_hooks::end_statements(&mut scratch, &self.context, move || deadline_ms)?;
+        sql_hooks::end_statements(&mut scratch, &self.context, move |context| {
+            sql_hooks::is_past(deadline_ms, context)
+        })?;
         scratch
             .execute_batch(
                 "PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON; PRAGMA journal_mode = MEMORY; BEGIN",

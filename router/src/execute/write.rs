@@ -26,6 +26,7 @@ impl Shared {
         &self,
         plan: &Plan,
         statement: Statement,
+        call.go_on();
         request_id: String,
         call: &Scope,
     ) -> Result<ExecuteResponse, Error> {

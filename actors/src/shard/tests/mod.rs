@@ -60,7 +60,7 @@ impl Bench {
         match self.shard().handle(request, &Call::system()).await {
             Handled::Reply(reply) => reply.map(|ShardReply { reply, .. }| reply.unwrap()),
             Handled::Crash(error) => panic!("the shard crashed: {error}"),
-            Handled::Later(_) => panic!("a shard answers at once"),
+            Handled::Later(_) | Handled::WhileAsked(..) => panic!("a shard answers at once"),
         }
     }
 

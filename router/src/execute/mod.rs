@@ -258,6 +258,7 @@ impl Shared {
                 self.count(&result.rows, &scope);
                 result.query_plan = query_plan;
                 result.stats = scope.stats();
+            done.bookmark = scope.with_own(done.bookmark);
             }
             return Ok(done);
         }
@@ -319,7 +320,7 @@ impl Shared {
                 columns: result.columns,
                 rows: result.rows,
                 cursor: 0,
-                bookmark: done.bookmark,
+                bookmark: scope.with_own(done.bookmark),
                 rows_affected: result.rows_affected,
                 query_plan,
                 stats: scope.stats(),
@@ -405,7 +406,8 @@ impl Shared {
     async fn batch(&self, request: BatchRequest, call: &Call) -> Result<BatchResponse, Error> {
         let scope = self.scope(call, request.timeout_ms, request.options);
         let Some(seat) = self.seat(&request.session).await? else {
-            return self.write_batch(request.statements, request.request_id, &scope).await;
+            let done = self.write_batch(request.statements, request.request_id, &scope).await?;
+            return Ok(BatchResponse { bookmark: scope.with_own(done.bookmark), ..done });
         };
         let done = self.write_batch(request.statements, request.request_id, &seat.scope(&scope)).await;
         self.leave(&seat);

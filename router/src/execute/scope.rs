@@ -74,6 +74,14 @@ impl Scope {
         Self { options: Rc::new(options), ..self.clone() }
     }
 
+    /// The bookmark of what was written, and whatever the request's own bookmark says.
+    pub(super) fn with_own(&self, bookmark: String) -> String {
+        let own: Position = self.options.bookmark.parse().unwrap_or_default();
+        let mut position: Position = bookmark.parse().unwrap_or_default();
+        own.0.iter().for_each(|(shard, lsn)| position.advance(shard, *lsn));
+        position.to_string()
+    }
+
     /// How far the shards had come that were read.
     pub(super) fn seen(&self) -> BTreeMap<usize, u64> {
         self.seen.borrow().clone()

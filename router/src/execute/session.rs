@@ -330,7 +330,7 @@ impl Shared {
         match self.commit(transaction, None, call).await {
             Ok(lsns) => {
                 seat.end();
-                Ok(self.bookmark(lsns))
+                Ok(call.with_own(self.bookmark(lsns)))
             }
             Err(error) => {
                 if transaction.failed() {

@@ -131,7 +131,7 @@ impl Shared {
     pub(super) async fn fill_table(&self, version: i64, fill: &Fill, call: &Scope) -> Result<(), Error> {
         let plan = self.plan(&fill.select, call)?;
         let read = plan.read().ok_or_else(|| Error::internal("AS SELECT does not read"))?;
-        let mut rows = self.read_all(read, &[], plan.columns.len(), MAX_FILL_BYTES, call).await?;
+        let mut rows = self.read_all(read, plan.columns.len(), MAX_FILL_BYTES, call).await?;
         let shape = &fill.table.shape;
         let mut columns: Vec<String> = shape.columns.iter().map(|column| quote(&column.name)).collect();
         if let Some(rowid) = shape.hidden_rowid() {

@@ -3,28 +3,34 @@
 use std::rc::Rc;
 
 use dosql_actors::Call;
-use dosql_proto::{
-    Error, ErrorCode, ExecuteResponse, LoadRequest, LoadResponse, Row, ShardLoad, Value, shard_request::Request,
-};
+use dosql_actors::runtime::TransactionMode;
+use dosql_proto::{Error, ErrorCode, ExecuteResponse, LoadRequest, LoadResponse, Row, Value};
 
 use super::staged::inserts;
-use super::{Scope, Shared, shards, write};
+use super::transact::Work;
+use super::{Scope, Shared};
 use crate::catalog::{Lookup, Placement, unsupported};
 use crate::plan::{KeySource, column_default, keys};
 use crate::sql_text::quote;
 
 impl Shared {
-    /// Loads rows. Each shard's are one transaction, remembered under the request's id, so that a shard that does not answer, or is
-    /// locked, is asked again.
+    /// Loads rows, in one transaction over all their shards; in a session's transaction where that has begun one.
     pub(super) async fn load(&self, request: LoadRequest, call: &Call) -> Result<LoadResponse, Error> {
+        let scope = self.scope(call, 0, None);
+        let Some(seat) = self.seat(&request.session).await? else { return self.load_in(request, scope).await };
+        let done = self.load_in(request, seat.scope(&scope)).await;
+        self.leave(&seat);
+        done
+    }
+
+    async fn load_in(&self, request: LoadRequest, call: Scope) -> Result<LoadResponse, Error> {
         let LoadRequest { table, mut columns, mut rows, request_id, .. } = request;
-        let call = self.scope(call, 0, None);
         let chosen = !request_id.is_empty();
         let request_id = self.request_id(request_id);
         let (_inside, _) = self.gate.enter().await;
         let loaded = rows.len() as u64;
         self.catalog.borrow().check_own(&table)?;
-        self.fill_rows(&table, &mut columns, &mut rows, (&request_id, chosen))?;
+        self.fill_rows(&table, &mut columns, &mut rows, chosen.then_some(&*request_id))?;
         let rowid = self.hidden_rowid_of(&table);
         let mut next = match &rowid {
             Some((known, _)) => self.take_rowids(known, rows.len(), &call).await?,
@@ -120,19 +126,19 @@ impl Shared {
             self.load_keeping(&name, &columns, parts, &kept, (&request_id, &call)).await?;
             return Ok(LoadResponse { request_id, rows_loaded: loaded });
         }
-        let count = parts.len();
-        let outcomes = self
-            .on_each(parts, |(shard, rows)| {
-                let request_id = self.part_id(&request_id, shard);
-                let load =
-                    ShardLoad { table: name.clone(), columns: columns.clone(), rows, request_id, transaction: None };
-                let call = &call;
-                async move { shards::executed(self.ask(shard, Request::Load(load), call).await?) }
-            })
-            .await;
-        let applied = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
-        for outcome in outcomes {
-            outcome.map_err(|error| write::partial(error, applied, count))?;
+        let (table, columns): (Rc<str>, Rc<[String]>) = (name.into(), columns.into());
+        let work = |(shard, rows)| (shard, Work::Rows { table: Rc::clone(&table), columns: Rc::clone(&columns), rows });
+        let parts: Vec<_> = parts.into_iter().map(work).collect();
+        // Where it is not to be one transaction, each shard's rows are.
+        if call.transaction().is_none() && self.context.settings().transaction_mode != TransactionMode::TwoPhase {
+            self.write_parts(parts, &request_id, &call).await?;
+        } else {
+            // Loads come several at a time, and would be in each other's way.
+            let _in_turn = match parts.len() {
+                0 | 1 => None,
+                _ => Some(self.loading.lock().await),
+            };
+            self.atomically(parts, &request_id, &call).await?;
         }
         Ok(LoadResponse { request_id, rows_loaded: loaded })
     }

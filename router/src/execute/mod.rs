@@ -18,6 +18,7 @@ mod promote;
 mod read;
 mod rowids;
 mod scope;
+mod selected;
 mod sequences;
 mod session;
 mod shard_rows;
@@ -32,8 +33,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 
-use dosql_actors::{Call, Context};
 use dosql_actors::runtime::ToTheEnd;
+use dosql_actors::{Call, Context};
 use dosql_proto::{
     BatchRequest, BatchResponse, Closed, Error, ErrorCode, ExecuteRequest, ExecuteResponse, ExplainRequest,
     ExplainResponse, FetchRequest, InDoubtNoted, Promoted, QueryRequest, RouterReply, RouterRequest, Row, RowBatch,
@@ -73,6 +74,8 @@ pub(crate) struct Shared {
     /// Held while a reference table is written, so that its copies see writes in one order, and while a statement is worked out
     /// here, so that none is worked out on what another is about to change.
     copying: Mutex<()>,
+    /// Held while rows are loaded on several shards.
+    loading: Mutex<()>,
     /// Set while tables move to one shard: requests wait.
     collecting: Cell<bool>,
     /// The highest rowid of tables whose rowids are given out here.
@@ -118,6 +121,7 @@ impl Shared {
             rotation: Cell::new(0),
             changing: Mutex::new(()),
             copying: Mutex::new(()),
+            loading: Mutex::new(()),
             collecting: Cell::new(false),
             rowids: RefCell::default(),
             gate: Gate::default(),
@@ -161,14 +165,14 @@ impl Shared {
         if self.collecting.get() {
             drop(self.changing.lock().await);
         }
-        let reply = match request {
-            Request::Execute(request) => Reply::Execute(self.execute(request, &call, to_the_end).await?),
-            Request::Query(request) => Reply::Rows(self.query(request, &call, to_the_end).await?),
-            Request::Fetch(FetchRequest { cursor }) => Reply::Rows(self.fetch(cursor, &call).await?),
         // What only reads ends when its client hangs up; of these, it turns out later.
         if !matches!(request, Request::Execute(_) | Request::Query(_) | Request::Fetch(_)) {
             to_the_end.go_on();
         }
+        let reply = match request {
+            Request::Execute(request) => Reply::Execute(self.execute(request, &call, to_the_end).await?),
+            Request::Query(request) => Reply::Rows(self.query(request, &call, to_the_end).await?),
+            Request::Fetch(FetchRequest { cursor }) => Reply::Rows(self.fetch(cursor, &call).await?),
             Request::Close(request) => {
                 self.close(request.cursor);
                 Reply::Closed(Closed {})
@@ -254,11 +258,11 @@ impl Shared {
         };
         if plan.writes() {
             let mut done = self.write(&plan, statement, request_id, &scope).await?;
+            done.bookmark = scope.with_own(done.bookmark);
             if let Some(result) = &mut done.result {
                 self.count(&result.rows, &scope);
                 result.query_plan = query_plan;
                 result.stats = scope.stats();
-            done.bookmark = scope.with_own(done.bookmark);
             }
             return Ok(done);
         }

@@ -5,6 +5,7 @@ use dosql_proto::{Error, ErrorCode, Row, Statement, Value};
 
 use super::chain::Chain;
 use super::cursor::Cursor;
+use super::scope::encoded;
 use super::{Scope, Shared};
 use crate::plan::{Read, Target};
 use crate::sql_text;
@@ -55,15 +56,15 @@ impl Shared {
         Ok((rows, (!done).then_some(cursor)))
     }
 
-    /// All rows of a read, up to `limit` bytes; for INSERT ... SELECT.
-    pub(super) async fn read_all(
+    /// The first rows of the SELECT of an INSERT, and a cursor where there are more. The limits of results do not concern them.
+    pub(super) async fn open_selected(
         &self,
         read: &Read,
-        params: &[Value],
-        width: usize,
-        limit: usize,
+        reading: Reading<'_>,
         call: &Scope,
-    ) -> Result<Vec<Row>, Error> {
+    ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
+        let params = reading.params;
+        let call = &call.unlimited();
         let whole = match read {
             Read::Pinned { pins, sql, otherwise } => {
                 let mut shards = self.resolve_each(pins, params, call).await?;
@@ -76,28 +77,36 @@ impl Shared {
             Read::Merge(_) | Read::Gather(_) => None,
         };
         // The SELECT's text has the parameters' numbers in the whole statement.
-        let (compact, used);
-        let (read, params) = match whole {
+        match whole {
             Some((shards, sql)) => {
-                let (text, values) = sql_text::compact_parameters(sql, params);
-                compact = Read::Concatenate { target: Target::Shards(shards.into()), sql: text };
-                used = values;
-                (&compact, used.as_slice())
+                let (sql, params) = sql_text::compact_parameters(sql, params);
+                let compact = Read::Concatenate { target: Target::Shards(shards.into()), sql };
+                self.open_consistently(&compact, Reading { params: &params, ..reading }, call).await
             }
-            None => (read, params),
-        };
-        let (mut rows, mut cursor) =
-            self.open(read, Reading { params, width, max_bytes: super::MAX_BATCH_BYTES }, call).await?;
-        let size = |rows: &[Row]| rows.iter().map(prost::Message::encoded_len).sum::<usize>();
-        let mut bytes = size(&rows);
+            None => self.open_consistently(read, reading, call).await,
+        }
+    }
+
+    /// All rows of the SELECT that fills a new table, up to `limit` bytes.
+    pub(super) async fn read_all(
+        &self,
+        read: &Read,
+        width: usize,
+        limit: usize,
+        call: &Scope,
+    ) -> Result<Vec<Row>, Error> {
+        let reading = Reading { params: &[], width, max_bytes: super::MAX_BATCH_BYTES };
+        let (mut rows, mut cursor) = self.open_selected(read, reading, call).await?;
+        let mut bytes = encoded(&rows);
         while let Some(open) = &mut cursor {
-            if bytes > limit {
-                let message =
-                    format!("INSERT ... SELECT of more than {limit} bytes of rows; insert them in parts, or Load them");
+            if bytes > limit as u64 {
+                let message = format!(
+                    "CREATE TABLE ... AS SELECT of more than {limit} bytes of rows: create the table, then INSERT ... SELECT"
+                );
                 return Err(Error::new(ErrorCode::TooLarge, message));
             }
             let (more, done) = self.advance(open, call).await?;
-            bytes += size(&more);
+            bytes += encoded(&more);
             rows.extend(more);
             if done {
                 cursor = None;

@@ -92,14 +92,6 @@ impl Scope {
         self.call.within(now_ms, timeout_ms)
     }
 
-    /// The same within a transaction.
-    pub(super) fn within(&self, transaction: Option<Rc<Transaction>>) -> Self {
-        Self { transaction, ..self.clone() }
-    }
-
-    /// The transaction it belongs to, where that goes on.
-    pub(super) fn transaction(&self) -> Option<&Rc<Transaction>> {
-        self.transaction.as_ref()
     /// The same for a request that goes on to its end where it is told so here.
     pub(super) fn told_by(self, to_the_end: ToTheEnd) -> Self {
         Self { to_the_end, ..self }
@@ -110,6 +102,14 @@ impl Scope {
         self.to_the_end.go_on();
     }
 
+    /// The same within a transaction.
+    pub(super) fn within(&self, transaction: Option<Rc<Transaction>>) -> Self {
+        Self { transaction, ..self.clone() }
+    }
+
+    /// The transaction it belongs to, where that goes on.
+    pub(super) fn transaction(&self) -> Option<&Rc<Transaction>> {
+        self.transaction.as_ref()
     }
 
     /// Changes the notes, where some are taken.
@@ -183,6 +183,7 @@ impl Shared {
             given: Rc::default(),
             began_ns: self.context.timer_ns(),
             transaction: None,
+            to_the_end: ToTheEnd::default(),
             seen: Rc::default(),
         }
     }
@@ -191,7 +192,6 @@ impl Shared {
     pub(super) fn since(&self, began_ns: u64) -> u64 {
         self.context.timer_ns().saturating_sub(began_ns) / 1_000
     }
-            to_the_end: ToTheEnd::default(),
 
     /// Counts rows about to be given to the client, and the time that this request took.
     ///

@@ -5,8 +5,17 @@ use std::rc::Rc;
 use dosql_proto::{Error, ErrorCode, ExecuteResponse, Row, Statement, Value, value::Kind};
 
 use super::{Scope, Shared};
-use crate::plan::{Cached, Generate, Plan, Slot};
+use crate::affinity::Affinity;
+use crate::plan::{Cached, Generate, GenerateSource, Plan, Slot};
 use crate::sql_text::quote;
+
+/// A column that a sequence fills.
+#[derive(Clone, Copy)]
+pub(super) struct Numbered<'a> {
+    pub(super) table: &'a str,
+    pub(super) column: &'a str,
+    pub(super) sequence: &'a str,
+}
 
 impl Shared {
     /// Runs an INSERT into a table one of whose columns a sequence fills.
@@ -14,14 +23,14 @@ impl Shared {
         &self,
         generate: &Generate,
         statement: Statement,
-        request_id: (&str, bool),
+        (request_id, chosen): (&str, bool),
         call: &Scope,
     ) -> Result<ExecuteResponse, Error> {
-        let Some(rows) = &generate.rows else {
-            let done = Box::pin(self.write(&generate.given, statement, request_id.0.to_owned(), call)).await?;
-            // What was selected may have gone beyond the sequence.
-            self.catch_up(&generate.table, &generate.column, &generate.sequence, call).await?;
-            return Ok(done);
+        let rows = match &generate.source {
+            GenerateSource::Values(rows) => rows,
+            GenerateSource::Select { read, width } => {
+                return self.insert_numbered(generate, (read, *width), &statement.params, request_id, call).await;
+            }
         };
         let mut values = Vec::with_capacity(rows.len());
         for slot in rows {
@@ -30,42 +39,48 @@ impl Shared {
                 Slot::Value(source) => self.key_value(source, &statement.params)?,
             });
         }
-        let generated = self.number(&generate.sequence, values.iter_mut(), request_id)?;
+        let numbered = Numbered { table: &generate.table, column: &generate.column, sequence: &generate.sequence };
+        // A transaction's outcome is remembered as a whole.
+        let again = (chosen && call.transaction().is_none()).then_some(request_id);
+        let generated = self.number(numbered, values.iter_mut(), again)?;
         let Some(last) = generated else {
-            return Box::pin(self.write(&generate.given, statement, request_id.0.to_owned(), call)).await;
+            return Box::pin(self.write_inside(&generate.given, statement, (request_id, chosen), call)).await;
         };
         let (sql, params) = generate.with_values(statement.params, values)?;
         let plan = self.plan_given(&sql)?;
         let statement = Statement { sql, params };
-        let mut done = Box::pin(self.write(&plan, statement, request_id.0.to_owned(), call)).await?;
+        let mut done = Box::pin(self.write_inside(&plan, statement, (request_id, chosen), call)).await?;
         if let Some(result) = &mut done.result {
             result.last_insert_rowid = last;
         }
         Ok(done)
     }
 
-    /// Puts numbers in the place of NULLs, and has the sequence go on after the others. The last number given, if any.
-    fn number<'a>(
+    /// Puts numbers in the place of NULLs, and has the sequence go on after the others. The last number given, if any. `again`: the
+    /// id of a request that may come again, and must then mean the same rows.
+    pub(super) fn number<'a>(
         &self,
-        sequence: &str,
+        Numbered { table, column, sequence }: Numbered<'_>,
         values: impl ExactSizeIterator<Item = &'a mut Value>,
-        (request_id, chosen): (&str, bool),
+        again: Option<&str>,
     ) -> Result<Option<i64>, Error> {
         let catalog = self.catalog.borrow();
+        let shape = catalog.table(table).map(|table| &table.shape);
+        let info = shape.and_then(|shape| Some(&shape.columns[shape.column(column)?]));
+        let affinity = info.map_or(Affinity::Blob, |info| info.affinity);
         let mut missing = Vec::new();
         for value in values {
-            match &value.kind {
-                None => missing.push(value),
-                Some(Kind::Integer(number)) => catalog.pass_number(sequence, *number)?,
-                Some(_) => {}
+            if value.is_null() {
+                missing.push(value);
+            } else if let Some(Kind::Integer(number)) = self.converter.store(value, affinity)?.kind {
+                catalog.pass_number(sequence, number)?;
             }
         }
         if missing.is_empty() {
             return Ok(None);
         }
-        // An id that the client has chosen may come again, and must then mean the same rows.
         let now_ms = self.context.now_ms();
-        let first = catalog.numbers_for(sequence, missing.len(), chosen.then_some((request_id, now_ms)))?;
+        let first = catalog.numbers_for(sequence, missing.len(), again.map(|request_id| (request_id, now_ms)))?;
         let mut last = first;
         for (number, value) in (first..).zip(missing) {
             *value = number.into();
@@ -80,7 +95,7 @@ impl Shared {
         table: &str,
         columns: &mut Vec<String>,
         rows: &mut [Row],
-        request_id: (&str, bool),
+        again: Option<&str>,
     ) -> Result<(), Error> {
         let Some(increment) = self.catalog.borrow().increment(table).cloned() else { return Ok(()) };
         if columns.is_empty()
@@ -104,7 +119,8 @@ impl Shared {
             }
         };
         let values: Vec<&mut Value> = rows.iter_mut().filter_map(|row| row.values.get_mut(place)).collect();
-        self.number(&increment.sequence, values.into_iter(), request_id).map(drop)
+        let numbered = Numbered { table, column: &increment.column, sequence: &increment.sequence };
+        self.number(numbered, values.into_iter(), again).map(drop)
     }
 
     /// Has a sequence go on after the highest value of a column.
@@ -137,7 +153,7 @@ impl Shared {
     }
 
     /// The plan of a statement whose values are all given.
-    fn plan_given(&self, sql: &str) -> Result<Rc<Plan>, Error> {
+    pub(super) fn plan_given(&self, sql: &str) -> Result<Rc<Plan>, Error> {
         // No statement of a client begins so.
         let key = format!("\0given {sql}");
         if self.caching

@@ -148,7 +148,7 @@ fn sql(message: impl Into<String>) -> Error {
 }
 
 impl Seat {
-    /// The scope of a statement of this session.
+    /// The scope of a statement of this session, which runs until [`leave`](Shared::leave).
     pub(super) fn scope(&self, scope: &Scope) -> Scope {
         self.running.set(true);
         scope.within(self.running().map(|running| running.transaction))

@@ -9,8 +9,8 @@ use std::time::Duration;
 use dosql_actors::Call;
 use dosql_actors::runtime::TransactionMode;
 use dosql_proto::{
-    Ending, Error, ErrorCode, FinishTransaction, ImagesOf, PartOutcome, PartOutcomes, RollbackTo, ShardExecute,
-    ShardExecuted, ShardTransaction, Statement, ValidateReads, shard_reply::Reply, shard_request::Request,
+    Ending, Error, ErrorCode, FinishTransaction, ImagesOf, PartOutcome, PartOutcomes, RollbackTo, Row, ShardExecute,
+    ShardExecuted, ShardLoad, ShardTransaction, Statement, ValidateReads, shard_reply::Reply, shard_request::Request,
 };
 use futures_channel::oneshot;
 use futures_util::future::{Either, select};
@@ -32,6 +32,47 @@ const LONGEST_PAUSE_MS: u64 = 1_000;
 
 /// One part of a write: a shard, and what it runs.
 pub(super) type Part = (usize, Vec<Statement>);
+
+/// What one shard is to do of a write.
+#[derive(Clone)]
+pub(super) enum Work {
+    Statements(Vec<Statement>),
+    /// Rows that it inserts in bulk.
+    Rows {
+        table: Rc<str>,
+        columns: Rc<[String]>,
+        rows: Vec<Row>,
+    },
+}
+
+impl Work {
+    /// The message to the shard: with the id by which it remembers it, or as part of a transaction.
+    pub(super) fn request(
+        self,
+        request_id: String,
+        transaction: Option<ShardTransaction>,
+        images_of: &[ImagesOf],
+    ) -> Request {
+        match self {
+            Self::Statements(statements) => {
+                Request::Execute(ShardExecute { statements, request_id, transaction, images_of: images_of.to_vec() })
+            }
+            Self::Rows { table, columns, rows } => Request::Load(ShardLoad {
+                table: table.to_string(),
+                columns: columns.to_vec(),
+                rows,
+                request_id,
+                transaction,
+            }),
+        }
+    }
+}
+
+impl From<Vec<Statement>> for Work {
+    fn from(statements: Vec<Statement>) -> Self {
+        Self::Statements(statements)
+    }
+}
 
 /// The requests that are being written, by id: one that comes twice waits for the first.
 #[derive(Default)]
@@ -75,9 +116,9 @@ impl Shared {
     ///
     /// # Errors
     /// Why nothing of it took effect; `UNAVAILABLE` where it may have: a retry with the same id tells.
-    pub(super) async fn atomically(
+    pub(super) async fn atomically<W: Into<Work> + Clone>(
         &self,
-        mut parts: Vec<Part>,
+        mut parts: Vec<(usize, W)>,
         request_id: &str,
         call: &Scope,
     ) -> Result<Vec<(usize, ShardExecuted)>, Error> {
@@ -191,7 +232,7 @@ impl Shared {
     async fn write_within(
         &self,
         transaction: &Transaction,
-        (shard, statements): Part,
+        (shard, work): (usize, impl Into<Work>),
         images_of: &[ImagesOf],
         prepare: bool,
         patience_ms: u64,
@@ -199,13 +240,8 @@ impl Shared {
     ) -> Result<ShardExecuted, Error> {
         let mut message = transaction.for_write(shard)?;
         message.prepare = prepare;
-        let execute = ShardExecute {
-            statements,
-            request_id: String::new(),
-            transaction: Some(message),
-            images_of: images_of.to_vec(),
-        };
-        let asked = self.ask_patiently(shard, Request::Execute(execute), patience_ms, call).await;
+        let request = work.into().request(String::new(), Some(message), images_of);
+        let asked = self.ask_patiently(shard, request, patience_ms, call).await;
         let done = asked.and_then(shards::executed);
         if let Err(error) = &done
             && fatal(error)
@@ -224,7 +260,9 @@ impl Shared {
         if transaction.has_lock(shard) {
             return Ok(());
         }
-        self.write_within(transaction, (shard, Vec::new()), &[], false, self.lock_timeout_ms(), call).await.map(drop)
+        self.write_within(transaction, (shard, Work::Statements(Vec::new())), &[], false, self.lock_timeout_ms(), call)
+            .await
+            .map(drop)
     }
 
     /// What a message carries by which a transaction reads on a shard. One that locks before it reads takes the lock first.
@@ -241,10 +279,10 @@ impl Shared {
     }
 
     /// A statement's parts within a transaction that goes on: where one fails, the others are undone.
-    pub(super) async fn write_all(
+    pub(super) async fn write_all<W: Into<Work>>(
         &self,
         transaction: &Transaction,
-        parts: Vec<Part>,
+        parts: Vec<(usize, W)>,
         images_of: &[ImagesOf],
         call: &Scope,
     ) -> Result<Vec<(usize, ShardExecuted)>, Error> {
@@ -284,10 +322,10 @@ impl Shared {
     }
 
     /// Has each shard run and prepare its part: all at once, or one after the other.
-    async fn prepare_parts(
+    async fn prepare_parts<W: Into<Work>>(
         &self,
         transaction: &Transaction,
-        parts: Vec<Part>,
+        parts: Vec<(usize, W)>,
         in_order: bool,
         call: &Scope,
     ) -> Result<Vec<(usize, ShardExecuted)>, Error> {
@@ -343,7 +381,15 @@ impl Shared {
             return self.commit_one_by_one(transaction, written, call).await;
         }
         let preparing = self.on_each(written, |(shard, _)| async move {
-            self.write_within(transaction, (shard, Vec::new()), &[], true, self.lock_timeout_ms(), call).await
+            self.write_within(
+                transaction,
+                (shard, Work::Statements(Vec::new())),
+                &[],
+                true,
+                self.lock_timeout_ms(),
+                call,
+            )
+            .await
         });
         // All locks are held: what was read and still holds now is what the transaction saw.
         let (prepared, valid) =

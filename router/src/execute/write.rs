@@ -3,11 +3,12 @@
 
 use std::rc::Rc;
 
-use dosql_proto::{
-    BatchResponse, Error, ErrorCode, ExecuteResponse, Row, ShardExecuted, Statement, StatementResult, Value,
-};
+use dosql_proto::{BatchResponse, Error, ErrorCode, ExecuteResponse, ShardExecuted, Statement, StatementResult, Value};
 use sqlparser::ast::{Expr, SetExpr, Value as Literal};
 
+use super::selected::add;
+use super::shards::executed;
+use super::transact::Work;
 use super::{Scope, Shared, check_count};
 use crate::catalog::unsupported;
 use crate::plan::{Insert, InsertSource, KeySource, Plan, Read, Step, Target, rows_of};
@@ -15,10 +16,6 @@ use crate::sql_text;
 
 /// How often a statement is run whose rowids turn out to be taken.
 const MAX_ROWID_ATTEMPTS: u32 = 4;
-/// The most that INSERT ... SELECT carries, in bytes of encoded rows.
-const MAX_SELECTED_BYTES: usize = 64 << 20;
-/// Parameters in one statement, as SQLite limits them.
-const MAX_PARAMETERS: usize = 32_766;
 
 impl Shared {
     /// Runs a statement that writes.
@@ -26,10 +23,10 @@ impl Shared {
         &self,
         plan: &Plan,
         statement: Statement,
-        call.go_on();
         request_id: String,
         call: &Scope,
     ) -> Result<ExecuteResponse, Error> {
+        call.go_on();
         if call.transaction().is_some()
             && matches!(plan.step, Step::Ddl { .. } | Step::AlterVSchema(_) | Step::AlterLake(_))
         {
@@ -38,9 +35,6 @@ impl Shared {
         let chosen = !request_id.is_empty();
         let request_id = self.request_id(request_id);
         match &plan.step {
-            Step::Generate(generate) => {
-                return self.write_generated(generate, statement, (&request_id, chosen), call).await;
-            }
             Step::Ddl { sql } => return self.change_schema(sql, &request_id, call).await,
             Step::AlterVSchema(change) => return self.alter_vschema(change, &request_id, call).await,
             Step::AlterLake(change) => return self.alter_lake(change, call).await,
@@ -54,6 +48,21 @@ impl Shared {
             return Box::pin(self.write(&anew, statement, request_id, call)).await;
         }
         let _inside = inside;
+        self.write_inside(plan, statement, (&request_id, chosen), call).await
+    }
+
+    /// Runs a statement that changes rows, while whoever calls is inside the gate. The request's id may be one that the client has
+    /// chosen.
+    pub(super) async fn write_inside(
+        &self,
+        plan: &Plan,
+        statement: Statement,
+        (request_id, chosen): (&str, bool),
+        call: &Scope,
+    ) -> Result<ExecuteResponse, Error> {
+        if let Step::Generate(generate) = &plan.step {
+            return self.write_generated(generate, statement, (request_id, chosen), call).await;
+        }
         let reads = match &plan.step {
             Step::Insert(insert) => matches!(insert.source, InsertSource::Select { .. }),
             Step::Staged(_) | Step::Write { target: Target::Lookup(_), .. } => true,
@@ -63,8 +72,8 @@ impl Shared {
         loop {
             let done = match reads || !plan.kept.is_empty() {
                 // What it reads and what it writes are one transaction.
-                true => self.write_reading(plan, statement.clone(), &request_id, call).await,
-                false => self.write_parts_of(plan, statement.clone(), &request_id, call).await,
+                true => self.write_reading(plan, statement.clone(), request_id, call).await,
+                false => self.write_parts_of(plan, statement.clone(), request_id, call).await,
             };
             match (&done, &plan.step) {
                 (Err(error), Step::Insert(insert))
@@ -86,12 +95,21 @@ impl Shared {
         request_id: &str,
         call: &Scope,
     ) -> Result<ExecuteResponse, Error> {
-        let (mut response, lsns) = self
-            .transact(request_id, call, |scope| {
-                let statement = statement.clone();
-                async move { self.write_parts_of(plan, statement, request_id, &scope).await }
-            })
-            .await?;
+        self.as_one(request_id, call, |scope| {
+            let statement = statement.clone();
+            async move { self.write_parts_of(plan, statement, request_id, &scope).await }
+        })
+        .await
+    }
+
+    /// Runs `run` as a transaction of its own, or as a part of the one it belongs to.
+    pub(super) async fn as_one<F: Future<Output = Result<ExecuteResponse, Error>>>(
+        &self,
+        request_id: &str,
+        call: &Scope,
+        run: impl Fn(Scope) -> F,
+    ) -> Result<ExecuteResponse, Error> {
+        let (mut response, lsns) = self.transact(request_id, call, run).await?;
         if !lsns.is_empty() {
             response.bookmark = self.bookmark(lsns);
         }
@@ -115,18 +133,23 @@ impl Shared {
                     .collect();
                 (parts, *reference)
             }
-            Step::Insert(insert) => match self.insert_parts(insert, params.clone(), call).await? {
-                Some(parts) => (parts, insert.is_reference()),
-                None => {
-                    let staged = insert.otherwise.as_ref().ok_or_else(|| Error::internal("no other way to INSERT"))?;
-                    let params = &params;
-                    let (response, _) = self
-                        .transact(request_id, call, |scope| async move {
-                            self.write_staged(staged, plan, params, request_id, &scope).await
-                        })
-                        .await?;
-                    return Ok(response);
+            Step::Insert(insert) => match &insert.source {
+                InsertSource::Select { .. } => {
+                    return self.insert_selected(insert, plan, &params, request_id, call).await;
                 }
+                InsertSource::Values => match self.split_values(insert, params.clone(), call).await? {
+                    Some(parts) => (parts, insert.is_reference()),
+                    None => {
+                        let staged =
+                            insert.otherwise.as_ref().ok_or_else(|| Error::internal("no other way to INSERT"))?;
+                        let params = &params;
+                        return self
+                            .as_one(request_id, call, |scope| async move {
+                                self.write_staged(staged, plan, params, request_id, &scope).await
+                            })
+                            .await;
+                    }
+                },
             },
             Step::Staged(staged) => {
                 return self.write_staged(staged, plan, &params, request_id, call).await;
@@ -144,104 +167,33 @@ impl Shared {
         };
         let bookmark = self.bookmark(done.iter().map(|(shard, executed)| (*shard, executed.lsn)));
         let mut result = StatementResult { columns: plan.columns.clone(), ..StatementResult::default() };
-        for (_, executed) in done {
-            for one in executed.results {
-                result.rows_affected += one.rows_affected;
-                result.rows.extend(one.rows);
-                // Where rows went to several shards, the last one has the highest.
-                if one.last_insert_rowid > result.last_insert_rowid || result.last_insert_rowid == 0 {
-                    result.last_insert_rowid = one.last_insert_rowid;
-                }
-            }
-            if reference {
-                // Every copy says the same.
-                break;
-            }
-        }
+        add(&mut result, done, reference);
         Ok(ExecuteResponse { result: Some(result), bookmark })
     }
 
     /// Sends each shard its part, which it commits by itself.
-    pub(super) async fn write_parts(
+    pub(super) async fn write_parts<W: Into<Work>>(
         &self,
-        parts: Vec<(usize, Vec<Statement>)>,
+        parts: Vec<(usize, W)>,
         request_id: &str,
         call: &Scope,
     ) -> Result<Vec<(usize, ShardExecuted)>, Error> {
         let count = parts.len();
         let outcomes = self
-            .on_each(parts, |(shard, statements)| {
-                let id = self.part_id(request_id, shard);
-                async move { self.execute_on(shard, statements, id, call).await.map(|done| (shard, done)) }
+            .on_each(parts, |(shard, work)| {
+                let request = work.into().request(self.part_id(request_id, shard), None, &[]);
+                async move { Ok((shard, executed(self.ask(shard, request, call).await?)?)) }
             })
             .await;
         let applied = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
         outcomes.into_iter().collect::<Result<_, Error>>().map_err(|error| partial(error, applied, count))
     }
 
-    /// An INSERT's statements for each shard; `None` where it must be worked out here.
-    async fn insert_parts(
-        &self,
-        insert: &Insert,
-        params: Vec<Value>,
-        call: &Scope,
-    ) -> Result<Option<Vec<(usize, Vec<Statement>)>>, Error> {
-        let count = self.catalog.borrow().shards.len();
-        match &insert.source {
-            InsertSource::Values => self.split_values(insert, params, count, call).await,
-            InsertSource::Select { read, width, key } => {
-                if insert.otherwise.is_some() && insert.tree.returning.is_some() {
-                    return Ok(None);
-                }
-                let rows = self.selected(read, &params, *width, call).await?;
-                let mut rowid = match &insert.rowids {
-                    Some(rowids) => Some(self.take_rowids(&rowids.table, rows.len(), call).await?),
-                    None => None,
-                };
-                let mut split: Vec<Vec<Row>> = vec![Vec::new(); count];
-                match (&insert.keys, key) {
-                    (Some(keys), Some(key)) => {
-                        for mut row in rows {
-                            let value =
-                                row.values.get(*key).ok_or_else(|| Error::internal("a selected row is too short"))?;
-                            if insert.key_is_rowid && value.is_null() {
-                                return Ok(None);
-                            }
-                            let shard = self.shard_for(value, keys)?;
-                            if let Some(rowid) = &mut rowid {
-                                row.values.insert(0, (*rowid).into());
-                                *rowid = rowid.saturating_add(1);
-                            }
-                            split[shard].push(row);
-                        }
-                    }
-                    _ => {
-                        for shard in self.resolve(&insert.target, &[])? {
-                            split[shard].clone_from(&rows);
-                        }
-                    }
-                }
-                split
-                    .into_iter()
-                    .enumerate()
-                    .filter(|(_, rows)| !rows.is_empty())
-                    .map(|(shard, rows)| Ok((shard, chunks(insert, rows, &params)?)))
-                    .collect::<Result<_, Error>>()
-                    .map(Some)
-            }
-        }
-    }
-
-    async fn selected(&self, read: &Read, params: &[Value], width: usize, call: &Scope) -> Result<Vec<Row>, Error> {
-        self.read_all(read, params, width, MAX_SELECTED_BYTES, call).await
-    }
-
-    /// VALUES, row by row.
+    /// The statements for each shard of an INSERT of VALUES, row by row; `None` where it must be worked out here.
     async fn split_values(
         &self,
         insert: &Insert,
         mut params: Vec<Value>,
-        count: usize,
         call: &Scope,
     ) -> Result<Option<Vec<(usize, Vec<Statement>)>>, Error> {
         let keys = insert.keys.as_ref().ok_or_else(|| Error::internal("VALUES without keys"))?;
@@ -250,7 +202,7 @@ impl Shared {
                 return Ok(None);
             }
         }
-        let mut split: Vec<Vec<usize>> = vec![Vec::new(); count];
+        let mut split: Vec<Vec<usize>> = vec![Vec::new(); self.catalog.borrow().shards.len()];
         // Keys that were evaluated here, so that the shard does not evaluate them to something else.
         let mut evaluated = Vec::new();
         let mut whole = (&insert.tree, &insert.sql);
@@ -393,7 +345,7 @@ impl Shared {
     ) -> Result<StatementResult, Error> {
         let query_plan = self.plan_asked(&statement.sql, &statement.params, scope);
         if plan.writes() {
-            let done = self.write_parts_of(plan, statement, request_id, scope).await?;
+            let done = self.write_inside(plan, statement, (request_id, false), scope).await?;
             return Ok(StatementResult { query_plan, ..done.result.unwrap_or_default() });
         }
         let (rows, cursor) = self.rows(plan, statement, super::MAX_BATCH_BYTES, scope).await?;
@@ -462,7 +414,7 @@ impl Shared {
                     .is_some_and(|keys| keys.values.iter().any(|key| matches!(key, KeySource::Expression(_))));
                 match insert.source {
                     InsertSource::Values if !computed => {
-                        let parts = self.insert_parts(insert, statement.params.clone(), call).await?;
+                        let parts = self.split_values(insert, statement.params.clone(), call).await?;
                         parts.map(|parts| parts.into_iter().map(|(shard, _)| shard).collect())
                     }
                     _ => None,
@@ -493,43 +445,6 @@ fn refuse_in_batch(plan: &Plan) -> Result<(), Error> {
         }
         _ => Ok(()),
     }
-}
-
-impl Insert {
-    /// Whether every shard gets every row.
-    fn is_reference(&self) -> bool {
-        self.keys.is_none() && self.target == Target::All
-    }
-}
-
-/// INSERTs of selected rows, each within SQLite's limit of parameters, with the original's conflict clauses and RETURNING.
-fn chunks(insert: &Insert, rows: Vec<Row>, params: &[Value]) -> Result<Vec<Statement>, Error> {
-    let width = rows.first().map_or(1, |row| row.values.len().max(1));
-    // The conflict clause may have parameters of its own.
-    let at_once = ((MAX_PARAMETERS - params.len().min(MAX_PARAMETERS - width)) / width).clamp(1, 500);
-    let mut statements = Vec::new();
-    let mut rows = rows.into_iter().peekable();
-    while rows.peek().is_some() {
-        let mut values = params.to_vec();
-        let mut lists = Vec::new();
-        for row in rows.by_ref().take(at_once) {
-            let first = values.len() + 1;
-            let places: Vec<String> = (first..first + row.values.len()).map(|number| format!("?{number}")).collect();
-            lists.push(format!("({})", places.join(", ")));
-            values.extend(row.values);
-        }
-        let mut tree = insert.rowids.as_ref().map_or(&insert.tree, |rowids| &rowids.tree).clone();
-        let marker = "SELECT _dosql_rows";
-        let query = sqlparser::parser::Parser::new(&sqlparser::dialect::SQLiteDialect {})
-            .try_with_sql(marker)
-            .and_then(|mut parser| parser.parse_query())
-            .map_err(|error| Error::internal(error.to_string()))?;
-        tree.source = Some(query);
-        let text = tree.to_string().replacen(marker, &format!("VALUES {}", lists.join(", ")), 1);
-        let (sql, params) = sql_text::compact_parameters(&text, &values);
-        statements.push(Statement { sql, params });
-    }
-    Ok(statements)
 }
 
 /// Says what an error on one shard left on the others.

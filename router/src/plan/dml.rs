@@ -325,7 +325,7 @@ fn insert(
             if target.placement == Placement::Reference && (prepared.uses.volatile() || tells_time(prepared, sql)) {
                 return Ok(None);
             }
-            let Some(read) = source_read(sql, query, catalog, prepared)? else { return Ok(None) };
+            let read = source_read(query, catalog, prepared)?;
             let width = columns.len();
             let place = match key {
                 None => None,
@@ -470,14 +470,11 @@ fn inserted_columns(tree: &ast::Insert, target: &Table) -> Option<Vec<usize>> {
 }
 
 /// The reading part of INSERT ... SELECT.
-fn source_read(sql: &str, query: &Query, catalog: &Catalog, prepared: &Prepared) -> Result<Option<Read>, Error> {
+pub(super) fn source_read(query: &Query, catalog: &Catalog, prepared: &Prepared) -> Result<Read, Error> {
     let mut source = prepared.clone();
     // Compiling the SELECT again would need the mirror; what it touches is what the INSERT reads.
     source.uses.inserts.clear();
-    if sql_text::leading_words(sql, 1).first().is_some_and(|word| word == "WITH") {
-        return Ok(None);
-    }
-    Ok(Some(select::read(&query.to_string(), catalog, &source)?))
+    select::read(&query.to_string(), catalog, &source)
 }
 
 /// What a column gets that is given no value; it must be a constant.

@@ -5,7 +5,7 @@ use sqlparser::ast::{self, Expr, Ident, ObjectName, SetExpr, Statement as Ast, V
 use sqlparser::dialect::SQLiteDialect;
 use sqlparser::parser::Parser;
 
-use super::{KeySource, Plan, parse, predicate, rows_of};
+use super::{KeySource, Plan, Read, dml, parse, predicate, rows_of};
 use crate::catalog::{Catalog, Prepared, Table, unsupported};
 use crate::sql_text;
 
@@ -15,13 +15,21 @@ pub(crate) struct Generate {
     pub(crate) table: String,
     pub(crate) column: String,
     pub(crate) sequence: String,
-    /// What each row has in the column; `None` for a SELECT, whose rows bring their own.
-    pub(crate) rows: Option<Vec<Slot>>,
+    pub(crate) source: GenerateSource,
     /// The statement as it is, where every row has a value.
     pub(crate) given: Box<Plan>,
     tree: ast::Insert,
     place: Option<usize>,
     parameters: usize,
+}
+
+/// Where its rows come from.
+#[derive(Debug)]
+pub(crate) enum GenerateSource {
+    /// VALUES: what each row has in the column.
+    Values(Vec<Slot>),
+    /// A SELECT of so many columns.
+    Select { read: Read, width: usize },
 }
 
 /// What a row has in the column.
@@ -36,7 +44,7 @@ impl Generate {
     /// The plan of an INSERT whose plan without a sequence is `given`; that one where no sequence is concerned.
     ///
     /// # Errors
-    /// `UNSUPPORTED` where the rows are selected without the column.
+    /// `UNSUPPORTED` where the statement is not understood.
     pub(super) fn plan(
         sql: &str,
         catalog: &Catalog,
@@ -56,31 +64,33 @@ impl Generate {
         };
         let Some(Ast::Insert(tree)) = parse(&sql_text::number_parameters(sql)) else { return Err(refused()) };
         let place = place_of(&tree, table, column).ok_or_else(refused)?;
-        let rows = match tree.source.as_deref() {
-            None => Some(vec![Slot::Missing]),
-            Some(query) => match (rows_of(query), place) {
-                (Some(rows), None) => Some(vec![Slot::Missing; rows.len()]),
-                (Some(rows), Some(place)) => {
-                    let slot = |expression: &Expr| {
-                        let source = predicate::key_source(expression);
-                        Slot::Value(source.unwrap_or_else(|| KeySource::Expression(expression.to_string())))
+        let source = match tree.source.as_deref() {
+            None => GenerateSource::Values(vec![Slot::Missing]),
+            Some(query) => match rows_of(query) {
+                Some(rows) => {
+                    let slot = |row: &ast::Parens<Vec<Expr>>| match place.and_then(|place| row.content.get(place)) {
+                        None => Slot::Missing,
+                        Some(expression) => {
+                            let source = predicate::key_source(expression);
+                            Slot::Value(source.unwrap_or_else(|| KeySource::Expression(expression.to_string())))
+                        }
                     };
-                    Some(rows.iter().map(|row| row.content.get(place).map_or(Slot::Missing, slot)).collect())
+                    GenerateSource::Values(rows.iter().map(slot).collect())
                 }
-                (None, Some(_)) => None,
-                (None, None) => {
-                    return Err(unsupported(format!(
-                        "INSERT ... SELECT into table {name} without {} is not supported: a sequence fills it",
-                        increment.column
-                    )));
-                }
+                None => GenerateSource::Select {
+                    read: dml::source_read(query, catalog, prepared)?,
+                    width: match tree.columns.len() {
+                        0 => table.shape.given().len(),
+                        named => named,
+                    },
+                },
             },
         };
         Ok(Ok(Self {
             table: table.shape.name.clone(),
             column: table.shape.columns[column].name.clone(),
             sequence: increment.sequence.clone(),
-            rows,
+            source,
             parameters: given.parameter_count,
             given: Box::new(given),
             tree,
@@ -121,12 +131,31 @@ impl Generate {
             }
         }
         if self.place.is_none() {
-            tree.columns.insert(0, ObjectName::from(vec![Ident::with_quote('"', &self.column)]));
+            tree.columns.insert(0, self.column_name());
         }
         params.truncate(self.parameters);
         params.extend(values);
         // A parameter that only the column had is used no more.
         Ok(sql_text::compact_parameters(&tree.to_string(), &params))
+    }
+
+    /// The INSERT that takes selected rows with the column among their values, and the column's place there.
+    pub(crate) fn of_rows(&self) -> (ast::Insert, usize) {
+        let mut tree = self.tree.clone();
+        if let Some(place) = self.place {
+            return (tree, place);
+        }
+        tree.columns.insert(0, self.column_name());
+        (tree, 0)
+    }
+
+    /// Whether the column is not among the statement's.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.place.is_none()
+    }
+
+    fn column_name(&self) -> ObjectName {
+        ObjectName::from(vec![Ident::with_quote('"', &self.column)])
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) use alter_vschema::{AlterVSchema, Using};
 pub(crate) use cache::{Cached, PlanCache};
 pub(crate) use dml::{Insert, InsertSource, column_default, rows_of};
 pub(crate) use explain::{Explained, explain};
-pub(crate) use generate::{Generate, Slot};
+pub(crate) use generate::{Generate, GenerateSource, Slot};
 pub(crate) use merge::{Limit, Merge, SortKey};
 pub(crate) use predicate::keys;
 pub(crate) use show::Show;
@@ -421,7 +421,25 @@ fn parse(numbered: &str) -> Option<Ast> {
         }
         ControlFlow::Continue(())
     });
-    Some(statement)
+    Some(with_inside(statement))
+}
+
+/// `WITH ... INSERT ... SELECT` as `INSERT ... WITH ... SELECT`, where nothing but that SELECT can name the tables of WITH.
+fn with_inside(statement: Ast) -> Ast {
+    let Ast::Query(query) = &statement else { return statement };
+    let (Some(with), SetExpr::Insert(Ast::Insert(insert))) = (&query.with, query.body.as_ref()) else {
+        return statement;
+    };
+    let mut insert = insert.clone();
+    let source = insert.source.take();
+    match source {
+        Some(mut source) if source.with.is_none() && predicate::queries(&insert) == 0 => {
+            source.with = Some(with.clone());
+            insert.source = Some(source);
+            Ast::Insert(insert)
+        }
+        _ => statement,
+    }
 }
 
 /// The placements of the tables a statement reads.

@@ -6,6 +6,7 @@
     reason = "tests are outside the actors: they have files, an environment and a plain SQLite"
 )]
 
+mod batches;
 mod errors;
 mod limits;
 mod lookups;

@@ -39,7 +39,13 @@ async fn keys_that_are_left_out_come_from_the_sequence() {
     );
     database.run("INSERT INTO t SELECT id + 1000, v FROM t WHERE id < 3").await;
     assert_eq!(last("INSERT INTO t (v) VALUES ('k')", vec![]).await, 1003);
-    database.refused("INSERT INTO t (v) SELECT v FROM t", ErrorCode::Unsupported, "without id").await;
+    database.run("INSERT INTO t (v) SELECT 'new ' || v FROM t WHERE id < 3 ORDER BY id").await;
+    database.run("WITH x (id, v) AS (VALUES (NULL, 'y'), ('2000', 'z')) INSERT INTO t SELECT * FROM x").await;
+    assert_eq!(last("INSERT INTO t (v) VALUES ('l')", vec![]).await, 2002);
+    assert_eq!(
+        database.run("SELECT id, v FROM t WHERE id > 1003 ORDER BY id").await,
+        ["1004 | new a", "1005 | new b", "2000 | z", "2001 | y", "2002 | l"]
+    );
     let route = database.route("INSERT INTO t (v) VALUES ('x')").await;
     assert_eq!(route.0, "equal-unique");
 }

@@ -153,7 +153,7 @@ async fn handle<A: Actor>(
         Ok(request) => {
             context.asker.begin(reply);
             let handled = actor.handle(request, &call).await;
-            let Some(reply) = context.asker.end() else { return None };
+            let reply = context.asker.end()?;
             match handled {
                 Handled::Crash(error) => {
                     group.push((reply, Handled::Reply(Err(error.clone()))));

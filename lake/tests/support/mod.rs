@@ -262,7 +262,9 @@ impl World {
         let lake = self.lake.as_mut().unwrap();
         match now(lake.handle(LakeRequest { request: Some(request) }, &Call::system())) {
             Handled::Reply(outcome) => outcome.map(|LakeReply { reply }| reply.unwrap()),
-            Handled::Later(future) => now(future).map(|LakeReply { reply }| reply.unwrap()),
+            Handled::Later(future) | Handled::WhileAsked(future, _) => {
+                now(future).map(|LakeReply { reply }| reply.unwrap())
+            }
             Handled::Crash(error) => {
                 self.lake = None;
                 Err(error)

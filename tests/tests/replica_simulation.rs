@@ -20,7 +20,7 @@ use dosql_proto::{
     WalRecord, cdc_reply, cdc_request, router_reply, router_request, shard_reply, shard_request,
 };
 use dosql_router::Router;
-use dosql_tests::seeds::seeds;
+use dosql_tests::seeds::{histories, seeds};
 use dosql_tests::storms::{Random, ask_router};
 use futures_util::future::join4;
 
@@ -508,29 +508,20 @@ fn history(seed: u64, config: SimulationConfig, durable: bool) -> Result<Told, S
 }
 
 fn stormy(seed: u64) -> SimulationConfig {
-    SimulationConfig { crash_interval: Some(Duration::from_secs(3)), ..SimulationConfig::stormy(settings(seed)) }
+    SimulationConfig {
+        crash_interval: Some(Duration::from_secs(3)),
+        // One that takes longer comes to no end.
+        time_limit: Duration::from_secs(3_600),
+        ..SimulationConfig::stormy(settings(seed))
+    }
 }
 
 fn all(seeds: &[u64]) {
-    if let [_] = seeds {
-        let filter = tracing_subscriber::EnvFilter::from_default_env();
-        tracing_subscriber::fmt().with_env_filter(filter).without_time().init();
-    }
-    let mut failures = Vec::new();
-    let (mut promoted, mut reads, mut records) = (0, 0, 0);
-    for seed in seeds {
-        match history(*seed, stormy(*seed), true) {
-            Ok(told) => {
-                promoted += told.promoted;
-                reads += told.reads;
-                records += told.records;
-            }
-            Err(failure) => failures.push(format!("DOSQL_SEED={seed}: {failure}")),
-        }
-    }
-    assert!(failures.is_empty(), "{} of {} histories failed:\n{}", failures.len(), seeds.len(), failures.join("\n"));
+    let told = histories(seeds, |seed| history(seed, stormy(seed), true));
     if seeds.len() >= 50 {
         let number = seeds.len() as u64;
+        let sum = |count: fn(&Told) -> u64| told.iter().map(count).sum::<u64>();
+        let (promoted, reads, records) = (sum(|told| told.promoted), sum(|told| told.reads), sum(|told| told.records));
         println!("{number} histories: {promoted} promotions, {reads} reads, {records} records told");
         assert!(promoted >= number && reads >= number * 8, "they prove too little");
     }

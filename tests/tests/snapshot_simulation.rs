@@ -18,7 +18,7 @@ use dosql_proto::{
     ShardQuery, ShardRequest, Statement, SubscribeRequest, Value, WalTable, cdc_reply, cdc_request, shard_reply,
     shard_request,
 };
-use dosql_tests::seeds::seeds;
+use dosql_tests::seeds::{histories, seeds};
 use dosql_tests::storms::Random;
 
 const SHARDS: [&str; 2] = ["shard-0", "shard-1"];
@@ -274,11 +274,7 @@ fn history(seed: u64) -> Told {
 fn a_snapshot_and_the_changes_are_the_table() {
     let mut sum = Told::default();
     let seeds = seeds(30);
-    for seed in &seeds {
-        let told = std::panic::catch_unwind(|| history(*seed)).unwrap_or_else(|panic| {
-            eprintln!("DOSQL_SEED={seed}");
-            std::panic::resume_unwind(panic)
-        });
+    for told in histories(&seeds, |seed| Ok::<_, String>(history(seed))) {
         sum.copied += told.copied;
         sum.parts += told.parts;
         sum.between += told.between;

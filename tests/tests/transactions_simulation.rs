@@ -20,7 +20,7 @@ use dosql_proto::{
     ShardRequest, ShardStatusRequest, Statement, Value, router_reply, router_request, shard_reply, shard_request,
 };
 use dosql_router::Router;
-use dosql_tests::seeds::seeds;
+use dosql_tests::seeds::{histories, seeds};
 use dosql_tests::serialisability::{Operation, Step, Verdict, judge};
 use dosql_tests::storms::{Random, ask_router, partitions};
 use futures_util::future::{join, join_all};
@@ -344,24 +344,15 @@ fn history(seed: u64, config: SimulationConfig) -> Result<(u64, usize), String> 
 #[test]
 fn transactions_are_strictly_serialisable_through_storms() {
     let seeds = seeds(200);
-    if let [_] = seeds.as_slice() {
-        let filter = tracing_subscriber::EnvFilter::from_default_env();
-        tracing_subscriber::fmt().with_env_filter(filter).without_time().init();
-    }
-    let (mut failures, mut crashes, mut operations, mut undecided) = (Vec::new(), 0, 0, 0);
-    for seed in &seeds {
-        match history(*seed, stormy(TransactionMode::TwoPhase)) {
-            Ok((died, noted)) => {
-                crashes += died;
-                operations += noted;
-            }
-            Err(what) if what.starts_with("undecided") => undecided += 1,
-            Err(what) => failures.push(format!("DOSQL_SEED={seed}: {what}")),
-        }
-    }
+    let told = histories(&seeds, |seed| match history(seed, stormy(TransactionMode::TwoPhase)) {
+        Err(what) if what.starts_with("undecided") => Ok(None),
+        told => told.map(Some),
+    });
     let count = seeds.len();
+    let undecided = told.iter().filter(|told| told.is_none()).count();
+    let crashes: u64 = told.iter().flatten().map(|(died, _)| died).sum();
+    let operations: usize = told.iter().flatten().map(|(_, noted)| noted).sum();
     println!("{count} histories of {operations} transactions, {crashes} deaths, {undecided} undecided");
-    assert!(failures.is_empty(), "{} of {count} histories failed:\n{}", failures.len(), failures.join("\n"));
     assert!(undecided * 50 <= count, "{undecided} of {count} histories could not be judged");
     if count >= 100 {
         assert!(operations >= 6 * count, "only {operations} transactions took effect: they prove too little");

@@ -135,10 +135,7 @@ impl Shared {
             (members.shard.clone(), members.names(), members.placed.clone())
         };
         let epoch = placed.attempted.max(placed.epoch) + 1;
-        // Never twice the same epoch, whatever becomes of this attempt.
-        self.replace(shard, Placed { attempted: epoch, ..placed.clone() })?;
-        let chosen = self.choose(shard, &names, epoch, wanted, &placed.primary).await;
-        let primary = match chosen {
+        let primary = match self.decide_primary(shard, &names, epoch, wanted, placed).await {
             Ok(primary) => primary,
             Err(error) => {
                 // Members that have heard of the epoch take no writes until it, or a later one, has a primary.
@@ -146,8 +143,6 @@ impl Shared {
                 return Err(error);
             }
         };
-        let schema_lsn = self.replicas.of(shard).borrow().placed.schema_lsn;
-        self.replace(shard, Placed { epoch, attempted: epoch, primary: primary.clone(), schema_lsn })?;
         tracing::info!(shard = name, epoch, primary, "another member is the primary");
         let mut told = Ok(());
         for _ in 0..TELLINGS {
@@ -171,6 +166,23 @@ impl Shared {
         let status = self.ask_member(&primary, Request::Status(ShardStatusRequest {}), epoch, MEMBER_TIMEOUT_MS).await;
         let lsn = if let Ok(Reply::Status(status)) = status { status.last_lsn } else { 0 };
         Ok(Promoted { shard: name, primary, epoch, lsn })
+    }
+
+    /// Has the members follow no earlier epoch, and stores which of them is its primary.
+    async fn decide_primary(
+        &self,
+        shard: usize,
+        names: &[String],
+        epoch: u64,
+        wanted: &str,
+        placed: Placed,
+    ) -> Result<String, Error> {
+        // Never twice the same epoch, whatever becomes of this attempt.
+        self.replace(shard, Placed { attempted: epoch, ..placed.clone() })?;
+        let primary = self.choose(shard, names, epoch, wanted, &placed.primary).await?;
+        let schema_lsn = self.replicas.of(shard).borrow().placed.schema_lsn;
+        self.replace(shard, Placed { epoch, attempted: epoch, primary: primary.clone(), schema_lsn })?;
+        Ok(primary)
     }
 
     /// Asks the members to follow no earlier epoch, and chooses the one that has most.

@@ -43,11 +43,12 @@ pub struct Lake {
 /// The object that tells how far each shard is in every table.
 const POSITIONS: &str = "lake-positions.json";
 
-async fn read_positions(objects: &dyn ObjectStore, table: &str) -> Result<BTreeMap<String, u64>, LakeError> {
-    let lost = || LakeError::PositionsLost { table: table_directory(table), positions: POSITIONS.to_owned() };
-    let bytes = objects.get(POSITIONS).await?.ok_or_else(lost)?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| LakeError::Malformed { path: POSITIONS.to_owned(), reason: error.to_string() })
+/// How far each shard is in every table; `None` where no flush was ever complete.
+async fn read_positions(objects: &dyn ObjectStore) -> Result<Option<BTreeMap<String, u64>>, LakeError> {
+    let Some(bytes) = objects.get(POSITIONS).await? else { return Ok(None) };
+    let malformed =
+        |error: serde_json::Error| LakeError::Malformed { path: POSITIONS.to_owned(), reason: error.to_string() };
+    serde_json::from_slice(&bytes).map(Some).map_err(malformed)
 }
 
 /// How far one shard's records have come.
@@ -69,9 +70,15 @@ impl Actor for Lake {
             let prefix = table_directory("");
             let objects = context.objects().list(&prefix).await?;
             names.extend(objects.iter().filter_map(|object| object.path[prefix.len()..].split('/').next()));
-            if let Some(name) = names.first() {
-                positions = read_positions(&*context.objects(), name).await?;
-            }
+            // Even where no table is listed: a listing may be late.
+            positions = match (read_positions(&*context.objects()).await?, names.first()) {
+                (Some(positions), _) => positions,
+                (None, None) => BTreeMap::new(),
+                (None, Some(name)) => {
+                    let (table, positions) = (table_directory(name), POSITIONS.to_owned());
+                    return Err(LakeError::PositionsLost { table, positions }.into());
+                }
+            };
             index.initialise(&positions)?;
             for name in names {
                 index.table(name)?;

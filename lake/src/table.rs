@@ -136,16 +136,27 @@ impl LakeTable {
     /// are looked for.
     pub(crate) async fn load(objects: &dyn ObjectStore, directory: &str) -> Result<Option<Self>, LakeError> {
         let hint = objects.get(&hint_path(directory)).await?;
-        let hint = hint.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.trim().parse::<u64>().ok());
-        let mut version = hint.unwrap_or(1).max(1);
+        let named = hint.as_ref().and_then(|bytes| std::str::from_utf8(bytes).ok()?.trim().parse::<u64>().ok());
+        let mut version = named.unwrap_or(1).max(1);
         let mut found = objects.get(&metadata_path(directory, version)).await?;
         if found.is_none() {
-            // The version that the hint names may have been cleaned up.
-            let Some(newest) = newest_version(objects, directory).await? else { return Ok(None) };
-            version = newest;
-            found = objects.get(&metadata_path(directory, version)).await?;
+            // The version that the hint names may have been cleaned up. A listing may be late, and show others that have.
+            for listed in versions(objects, directory).await? {
+                found = objects.get(&metadata_path(directory, listed)).await?;
+                if found.is_some() {
+                    version = listed;
+                    break;
+                }
+            }
         }
-        let Some(mut bytes) = found else { return Ok(None) };
+        let Some(mut bytes) = found else {
+            if hint.is_none() {
+                return Ok(None);
+            }
+            let reason =
+                format!("version {version}, which its version hint names, is gone, and no other one is listed");
+            return Err(LakeError::Conflict { table: directory.to_owned(), reason });
+        };
         while let Some(newer) = objects.get(&metadata_path(directory, version + 1)).await? {
             bytes = newer;
             version += 1;
@@ -326,10 +337,12 @@ fn form_column(column: &LakeColumn) -> Option<FormColumn> {
     }
 }
 
-/// The newest version by the names of the metadata files.
-async fn newest_version(objects: &dyn ObjectStore, directory: &str) -> Result<Option<u64>, LakeError> {
+/// The versions that are listed, the newest first.
+async fn versions(objects: &dyn ObjectStore, directory: &str) -> Result<Vec<u64>, LakeError> {
     let listed = objects.list(&format!("{directory}/metadata/v")).await?;
-    Ok(listed.iter().filter_map(|object| metadata_version(&object.path)).max())
+    let mut versions: Vec<u64> = listed.iter().filter_map(|object| metadata_version(&object.path)).collect();
+    versions.sort_unstable_by_key(|version| std::cmp::Reverse(*version));
+    Ok(versions)
 }
 
 /// The version that a metadata file is of.

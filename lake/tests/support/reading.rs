@@ -65,6 +65,25 @@ pub fn every_snapshot(objects: &Objects, table: &str) {
     metadata.snapshots().for_each(|snapshot| drop(snapshot_rows(objects, &metadata, snapshot)));
 }
 
+/// The paths of everything that a table's snapshots consist of.
+pub fn every_object(objects: &Objects, table: &str) -> BTreeSet<String> {
+    let mut paths = BTreeSet::new();
+    let mut add = |url: &str| paths.insert(url.strip_prefix(&objects.base).unwrap().to_owned());
+    let Some(metadata) = metadata(objects, table) else { return paths };
+    for snapshot in metadata.snapshots() {
+        add(snapshot.manifest_list());
+        let list = get(objects, snapshot.manifest_list());
+        for manifest in ManifestList::parse_with_version(&list, FormatVersion::V2).unwrap().entries() {
+            add(&manifest.manifest_path);
+        }
+        let (data, deletes) = listed(objects, snapshot);
+        data.iter().chain(&deletes).for_each(|(file, _)| {
+            add(file.file_path());
+        });
+    }
+    paths
+}
+
 /// The rows of a table's current snapshot. Checks what the manifests say against the files on the way.
 pub fn rows(objects: &Objects, table: &str) -> Vec<TextRow> {
     let Some(metadata) = metadata(objects, table) else { return Vec::new() };

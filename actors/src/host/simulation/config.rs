@@ -27,6 +27,15 @@ pub struct SimulationConfig {
     pub io_errors: f64,
     /// How likely an operation on an object fails; of those that write, half take effect all the same.
     pub object_errors: f64,
+    /// How likely an operation on an object is slow: it takes effect late, and is answered late, each by up to `longest_slowness`.
+    /// It goes on all the same when the actor that asked for it dies meanwhile.
+    pub object_slowness: f64,
+    /// See `object_slowness`.
+    pub longest_slowness: Duration,
+    /// For how long a listing may lack an object that is new, and show one that is gone.
+    pub listing_lag: Duration,
+    /// The exclusive creation of an object replaces what is there. A test that is to notice lost commits must fail with it.
+    pub careless_creation: bool,
     /// Syncs report success and do nothing. A test that is to notice lost acknowledged writes must fail with it.
     pub lying_sync: bool,
     /// How much virtual time one `block_on` may take before it panics.
@@ -48,6 +57,10 @@ impl SimulationConfig {
             longest_restart: Duration::from_secs(1),
             io_errors: 0.0,
             object_errors: 0.0,
+            object_slowness: 0.0,
+            longest_slowness: Duration::from_secs(1),
+            listing_lag: Duration::ZERO,
+            careless_creation: false,
             lying_sync: false,
             time_limit: Duration::from_secs(7 * 24 * 3600),
         }

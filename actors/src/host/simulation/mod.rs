@@ -105,7 +105,7 @@ impl Simulation {
     /// Everything in object storage: paths and bytes.
     #[must_use]
     pub fn objects(&self) -> Vec<(String, bytes::Bytes)> {
-        self.core.objects.borrow().iter().map(|(path, object)| (path.clone(), object.bytes.clone())).collect()
+        self.core.objects.all()
     }
 
     /// A hash of everything that has happened so far. Two runs of one seed give the same.
@@ -148,6 +148,10 @@ pub struct FaultCounts {
     pub io_errors: u64,
     /// Object operations that failed.
     pub object_errors: u64,
+    /// Object operations that were slow.
+    pub slow_objects: u64,
+    /// Listings that lacked an object, or showed one that was gone.
+    pub stale_listings: u64,
 }
 
 /// Asks a simulation's actors, from within [`Simulation::block_on`]. Its messages meet the same faults as those between actors.

@@ -13,13 +13,74 @@ use super::system::{Core, WORLD};
 use crate::runtime::{ObjectError, ObjectMeta, ObjectStore, range_of};
 
 /// An object.
-#[derive(Clone)]
-pub(super) struct Object {
-    pub(super) bytes: Bytes,
+struct Object {
+    bytes: Bytes,
     modified_ms: u64,
+    /// When it came into being; what it is replaced by goes by the same name.
+    created_ms: u64,
 }
 
-pub(super) type Objects = RefCell<BTreeMap<String, Object>>;
+/// Everything in object storage, and what a listing may still show.
+#[derive(Default)]
+pub(super) struct Objects {
+    present: RefCell<BTreeMap<String, Object>>,
+    /// Objects that were deleted, and when.
+    gone: RefCell<BTreeMap<String, (ObjectMeta, u64)>>,
+}
+
+impl Objects {
+    /// Paths and bytes.
+    pub(super) fn all(&self) -> Vec<(String, Bytes)> {
+        self.present.borrow().iter().map(|(path, object)| (path.clone(), object.bytes.clone())).collect()
+    }
+
+    fn put(&self, path: String, bytes: Bytes, now_ms: u64) {
+        let mut present = self.present.borrow_mut();
+        let created_ms = present.get(&path).map_or(now_ms, |object| object.created_ms);
+        present.insert(path, Object { bytes, modified_ms: now_ms, created_ms });
+    }
+
+    fn delete(&self, path: &str, now_ms: u64) {
+        if let Some(object) = self.present.borrow_mut().remove(path) {
+            self.gone.borrow_mut().insert(path.to_owned(), (meta(path, &object), now_ms));
+        }
+    }
+
+    /// The objects whose paths begin so; of what has changed of late each may be shown as it was before.
+    fn list(&self, prefix: &str, core: &Core) -> Vec<ObjectMeta> {
+        let lag_ms = u64::try_from(core.config.listing_lag.as_millis()).unwrap_or(u64::MAX);
+        let since_ms = core.executor.now_ms().saturating_sub(lag_ms);
+        let stale = |changed_ms: u64| lag_ms > 0 && changed_ms >= since_ms && core.fault(0.5, |_| {});
+        let mut listed = BTreeMap::new();
+        let mut is_stale = false;
+        for (path, object) in self.present.borrow().range(prefix.to_owned()..) {
+            if !path.starts_with(prefix) {
+                break;
+            }
+            if stale(object.created_ms) {
+                is_stale = true;
+            } else {
+                listed.insert(path.clone(), meta(path, object));
+            }
+        }
+        let mut gone = self.gone.borrow_mut();
+        gone.retain(|_, (_, deleted_ms)| *deleted_ms >= since_ms);
+        for (path, (meta, deleted_ms)) in gone.range(prefix.to_owned()..) {
+            if path.starts_with(prefix) && !listed.contains_key(path) && stale(*deleted_ms) {
+                is_stale = true;
+                listed.insert(path.clone(), meta.clone());
+            }
+        }
+        if is_stale {
+            core.count(|counts| counts.stale_listings += 1);
+        }
+        listed.into_values().collect()
+    }
+}
+
+fn meta(path: &str, object: &Object) -> ObjectMeta {
+    ObjectMeta { path: path.to_owned(), size: object.bytes.len() as u64, modified_ms: object.modified_ms }
+}
 
 /// The store as an actor sees it. An operation goes on when the actor that asked for it dies, as a request on its way would.
 pub(super) struct SimulatedObjects {
@@ -41,13 +102,14 @@ impl SimulatedObjects {
         self.core.executor.spawn(
             WORLD,
             Box::pin(async move {
-                core.delay().await;
+                let slow = core.fault(core.config.object_slowness, |counts| counts.slow_objects += 1);
+                delay(&core, slow).await;
                 let fails = core.fault(core.config.object_errors, |counts| counts.object_errors += 1);
                 let outcome = if fails && core.random.chance(0.5) {
                     Err(failed)
                 } else {
                     let done = work(&core);
-                    core.delay().await;
+                    delay(&core, slow).await;
                     if fails { Err(failed) } else { done }
                 };
                 // The asker may have died meanwhile.
@@ -58,11 +120,19 @@ impl SimulatedObjects {
     }
 }
 
+async fn delay(core: &Core, slow: bool) {
+    core.delay().await;
+    if slow {
+        core.executor.sleep(core.random.duration(core.config.longest_slowness)).await;
+    }
+}
+
 #[async_trait(?Send)]
 impl ObjectStore for SimulatedObjects {
     async fn get(&self, path: &str) -> Result<Option<Bytes>, ObjectError> {
         let name = path.to_owned();
-        self.perform(path, move |core| Ok(core.objects.borrow().get(&name).map(|object| object.bytes.clone()))).await
+        self.perform(path, move |core| Ok(core.objects.present.borrow().get(&name).map(|object| object.bytes.clone())))
+            .await
     }
 
     async fn get_range(&self, path: &str, range: Range<u64>) -> Result<Option<Bytes>, ObjectError> {
@@ -76,8 +146,7 @@ impl ObjectStore for SimulatedObjects {
     async fn put(&self, path: &str, bytes: Bytes) -> Result<(), ObjectError> {
         let name = path.to_owned();
         self.perform(path, move |core| {
-            let object = Object { bytes, modified_ms: core.executor.now_ms() };
-            core.objects.borrow_mut().insert(name, object);
+            core.objects.put(name, bytes, core.executor.now_ms());
             Ok(())
         })
         .await
@@ -86,11 +155,10 @@ impl ObjectStore for SimulatedObjects {
     async fn create(&self, path: &str, bytes: Bytes) -> Result<(), ObjectError> {
         let name = path.to_owned();
         self.perform(path, move |core| {
-            let mut objects = core.objects.borrow_mut();
-            if objects.contains_key(&name) {
+            if core.objects.present.borrow().contains_key(&name) && !core.config.careless_creation {
                 return Err(ObjectError::AlreadyExists { path: name });
             }
-            objects.insert(name, Object { bytes, modified_ms: core.executor.now_ms() });
+            core.objects.put(name, bytes, core.executor.now_ms());
             Ok(())
         })
         .await
@@ -99,7 +167,7 @@ impl ObjectStore for SimulatedObjects {
     async fn delete(&self, path: &str) -> Result<(), ObjectError> {
         let name = path.to_owned();
         self.perform(path, move |core| {
-            core.objects.borrow_mut().remove(&name);
+            core.objects.delete(&name, core.executor.now_ms());
             Ok(())
         })
         .await
@@ -107,18 +175,7 @@ impl ObjectStore for SimulatedObjects {
 
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, ObjectError> {
         let start = prefix.to_owned();
-        self.perform(prefix, move |core| {
-            let objects = core.objects.borrow();
-            let found = objects.range(start.clone()..).take_while(|(path, _)| path.starts_with(&start));
-            Ok(found
-                .map(|(path, object)| ObjectMeta {
-                    path: path.clone(),
-                    size: object.bytes.len() as u64,
-                    modified_ms: object.modified_ms,
-                })
-                .collect())
-        })
-        .await
+        self.perform(prefix, move |core| Ok(core.objects.list(&start, core))).await
     }
 
     fn url(&self, path: &str) -> String {

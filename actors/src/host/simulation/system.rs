@@ -90,7 +90,7 @@ impl Core {
         strikes
     }
 
-    fn count(&self, count: impl FnOnce(&mut FaultCounts)) {
+    pub(super) fn count(&self, count: impl FnOnce(&mut FaultCounts)) {
         let mut counts = self.counts.get();
         count(&mut counts);
         self.counts.set(counts);

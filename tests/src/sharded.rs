@@ -8,7 +8,7 @@ use dosql_actors::host::actix::{Client, Node, NodeConfig, NodeError};
 use dosql_actors::runtime::{AutoShard, Settings};
 use dosql_actors::shard::Shard;
 use dosql_proto::{
-    Error, ExecuteRequest, RouterProtocol, RouterRequest, Statement, StatementResult, router_reply::Reply,
+    Error, ExecuteRequest, OpenSession, RouterProtocol, RouterRequest, Statement, StatementResult, router_reply::Reply,
     router_request::Request,
 };
 use dosql_router::Router;
@@ -70,11 +70,34 @@ fn temporary() -> PathBuf {
 /// # Errors
 /// The router's.
 pub async fn execute(client: &Client, sql: &str) -> Result<StatementResult, Error> {
+    execute_in(client, "", sql).await
+}
+
+/// Has the router run one statement in a session; an empty token stands for none.
+///
+/// # Errors
+/// The router's.
+pub async fn execute_in(client: &Client, session: &str, sql: &str) -> Result<StatementResult, Error> {
     let statement = Some(Statement { sql: sql.to_owned(), params: Vec::new() });
-    let request = Request::Execute(ExecuteRequest { statement, ..ExecuteRequest::default() });
-    let request = RouterRequest { request: Some(request) };
-    match client.ask::<RouterProtocol>("default", request, &Call::system()).await?.reply {
+    let request = ExecuteRequest { statement, session: session.to_owned(), ..ExecuteRequest::default() };
+    match ask(client, Request::Execute(request)).await? {
         Some(Reply::Execute(response)) => Ok(response.result.unwrap_or_default()),
         _ => Err(Error::internal("the router answered an Execute with something else")),
     }
+}
+
+/// Opens a session and returns its token.
+///
+/// # Errors
+/// The router's.
+pub async fn open_session(client: &Client) -> Result<String, Error> {
+    match ask(client, Request::OpenSession(OpenSession {})).await? {
+        Some(Reply::Session(opened)) => Ok(opened.session),
+        _ => Err(Error::internal("the router answered an OpenSession with something else")),
+    }
+}
+
+async fn ask(client: &Client, request: Request) -> Result<Option<Reply>, Error> {
+    let request = RouterRequest { request: Some(request) };
+    Ok(client.ask::<RouterProtocol>("default", request, &Call::system()).await?.reply)
 }

@@ -34,6 +34,8 @@ pub(crate) struct ColumnInfo {
     pub(crate) key_place: usize,
     /// The text of its DEFAULT.
     pub(crate) default: Option<String>,
+    /// Whether it is NOT NULL.
+    pub(crate) required: bool,
 }
 
 /// A table's shape, without where it is.
@@ -143,7 +145,7 @@ pub(crate) fn shapes(connection: &Connection) -> rusqlite::Result<BTreeMap<Strin
 
 fn shape(connection: &Connection, name: String, strict: bool, without_rowid: bool) -> rusqlite::Result<Shape> {
     let mut columns: Vec<ColumnInfo> = connection
-        .prepare("SELECT name, type, dflt_value, pk, hidden FROM pragma_table_xinfo(?1) ORDER BY cid")?
+        .prepare("SELECT name, type, dflt_value, pk, hidden, \"notnull\" FROM pragma_table_xinfo(?1) ORDER BY cid")?
         .query_map([&name], |row| {
             let declared_type: String = row.get(1)?;
             Ok(ColumnInfo {
@@ -154,6 +156,7 @@ fn shape(connection: &Connection, name: String, strict: bool, without_rowid: boo
                 default: row.get(2)?,
                 key_place: row.get::<_, u32>(3)? as usize,
                 generated: row.get::<_, i64>(4)? > 1,
+                required: row.get(5)?,
             })
         })?
         .collect::<Result<_, _>>()?;

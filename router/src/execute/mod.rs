@@ -551,7 +551,12 @@ impl Shared {
     /// # Errors
     /// `CONSTRAINT` where no shard takes it.
     fn shard_for(&self, value: &Value, keys: &Keys) -> Result<usize, Error> {
-        keys.vindex.shard(value, &self.converter)?.ok_or_else(|| keys.vindex.outside(&keys.table, &keys.column, value))
+        match keys.vindex.shard(value, &self.converter)? {
+            Some(shard) => Ok(shard),
+            // Any shard will do to say what comes of a row that must not be.
+            None if value.is_null() && keys.required && !keys.vindex.shards().is_empty() => Ok(keys.vindex.shards()[0]),
+            None => Err(keys.vindex.outside(&keys.table, &keys.column, value)),
+        }
     }
 
     /// The request's id, or a new one.

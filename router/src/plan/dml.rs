@@ -113,7 +113,7 @@ fn needed(catalog: &Catalog, prepared: &Prepared, target: &Table, tree: Option<&
         || catalog.tables.values().any(|table| {
             table.shape.foreign_keys.iter().any(|key| key.parent.eq_ignore_ascii_case(&target.shape.name))
         });
-    let conflicts = has_unique_lookup(target) && declares_conflicts(catalog, target);
+    let conflicts = declares_conflicts(catalog, target);
     if tied || conflicts || !prepared.uses.through.is_empty() || predicate::mentions(tree, &target.shape.name) > 1 {
         return Needed::All;
     }
@@ -290,6 +290,14 @@ fn insert(
     if has_unique_lookup(target) && resolves() {
         return Ok(None);
     }
+    // A NULL that REPLACE makes the column's default goes where that belongs.
+    if let Some((column, _)) = key
+        && target.shape.columns[column].required
+        && target.shape.columns[column].default.is_some()
+        && (sql_text::has_word(sql, |word| word.eq_ignore_ascii_case("REPLACE")) || declares_conflicts(catalog, target))
+    {
+        return Ok(None);
+    }
     // The INTEGER PRIMARY KEY, where the table is sharded by something else.
     let alias = target.shape.rowid_alias.filter(|alias| key.is_some_and(|(column, _)| column != *alias));
     let alias = match alias.map(|alias| columns.iter().position(|inserted| *inserted == alias)) {
@@ -321,7 +329,10 @@ fn insert(
             if alias.is_some() {
                 return Ok(None);
             }
-            // What a conflict clause or RETURNING reads would be reckoned among what the SELECT reads.
+            // What a conflict clause or RETURNING reads may be on other shards.
+            if predicate::queries(&step.tree) > predicate::queries(query) {
+                return Ok(None);
+            }
             if target.placement == Placement::Reference && (prepared.uses.volatile() || tells_time(prepared, sql)) {
                 return Ok(None);
             }

@@ -184,6 +184,8 @@ pub(crate) struct Keys {
     pub(crate) column: String,
     pub(crate) affinity: Affinity,
     pub(crate) collation: Collation,
+    /// Whether the column is NOT NULL.
+    pub(crate) required: bool,
     pub(crate) vindex: Rc<Vindex>,
     pub(crate) values: Vec<KeySource>,
 }
@@ -283,6 +285,7 @@ impl Plan {
             return Ok(Self { columns, parameter_count, step, kept: Vec::new() });
         }
         let mut prepared = catalog.mirror.prepare(sql)?;
+        see_common_columns(sql, catalog, &mut prepared)?;
         if prepared.readonly {
             // SQLite does not tell of a table in a subquery of which it needs no column.
             for name in sql_text::names_after(sql, 1) {
@@ -326,6 +329,36 @@ impl Plan {
     pub(crate) fn cacheable(&self) -> bool {
         !matches!(self.step, Step::Ddl { .. } | Step::AlterVSchema(_) | Step::AlterLake(_))
     }
+}
+
+/// SQLite does not tell of the columns that NATURAL and USING compare, nor of tables of which it reads nothing else: where those
+/// words are, all columns of all tables count as read.
+fn see_common_columns(sql: &str, catalog: &Catalog, prepared: &mut Prepared) -> Result<(), Error> {
+    let common = |word: &str| word.eq_ignore_ascii_case("NATURAL") || word.eq_ignore_ascii_case("USING");
+    let mut texts = vec![sql.to_owned()];
+    if !prepared.uses.through.is_empty() {
+        let uses = &prepared.uses;
+        texts.extend(catalog.views()?);
+        for table in uses.inserts.iter().chain(uses.updates.keys()).chain(&uses.deletes) {
+            texts.extend(catalog.objects_of("trigger", table)?);
+        }
+    }
+    texts.retain(|text| sql_text::has_word(text, common));
+    if texts.is_empty() {
+        return Ok(());
+    }
+    let reads = &mut prepared.uses.reads;
+    for name in texts.iter().flat_map(|text| sql_text::names_after(text, 1)) {
+        if let Some(table) = catalog.table(&name) {
+            reads.entry(table.shape.name.clone()).or_default();
+        }
+    }
+    for (name, columns) in reads {
+        if let Some(table) = catalog.table(name) {
+            columns.extend(table.shape.columns.iter().map(|column| column.name.clone()));
+        }
+    }
+    Ok(())
 }
 
 /// `PRAGMA foreign_keys`: they are always enforced.

@@ -234,6 +234,7 @@ pub(crate) fn keys(table: &Table, column: usize, values: Vec<KeySource>) -> Opti
         column: info.name.clone(),
         affinity: info.affinity,
         collation: info.collation,
+        required: info.required,
         vindex: Rc::clone(table.vindex.as_ref()?),
         values,
     })

@@ -8,6 +8,7 @@
 
 mod batches;
 mod errors;
+mod fuzzed;
 mod limits;
 mod lookups;
 mod oracle;

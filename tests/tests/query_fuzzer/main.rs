@@ -4,18 +4,22 @@
 //! elsewhere.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod compare;
+mod expression;
 mod query;
 mod random;
 mod schema;
+mod select;
+mod write;
 
+use std::ops::AddAssign;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use dosql_actors::sql_value;
-use dosql_proto::value::Kind;
-use dosql_proto::{Error, ErrorCode, Row, Value};
-use dosql_tests::sharded::{Sharded, execute};
+use dosql_actors::host::actix::Client;
+use dosql_tests::sharded::{Sharded, execute_in, open_session};
 
+use compare::{Outcome, Verdict, also_right, answer_of, compare, run_plain, tell};
 use query::Query;
 use random::Random;
 use schema::Schema;
@@ -26,6 +30,24 @@ const STATEMENTS: usize = 200;
 /// After how many failures no new database is begun.
 const MAX_FAILURES: usize = 12;
 
+/// What came of some statements.
+#[derive(Default)]
+struct Counts {
+    compared: usize,
+    /// Errors on both sides.
+    failed_alike: usize,
+    /// Reads that have no one right answer.
+    open: usize,
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.compared += other.compared;
+        self.failed_alike += other.failed_alike;
+        self.open += other.open;
+    }
+}
+
 #[test]
 fn three_shards_answer_as_one_sqlite() {
     let variable = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
@@ -35,8 +57,7 @@ fn three_shards_answer_as_one_sqlite() {
     let seeds = if only.is_some() { 1 } else { wanted.div_ceil(STATEMENTS) as u64 };
     println!("databases of seeds {first} to {}", first + seeds - 1);
     let next = AtomicU64::new(first);
-    let compared = AtomicUsize::new(0);
-    let failed_alike = AtomicUsize::new(0);
+    let counts: Mutex<Counts> = Mutex::default();
     let failures: Mutex<Vec<String>> = Mutex::default();
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
@@ -48,10 +69,7 @@ fn three_shards_answer_as_one_sqlite() {
                     }
                     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                     match runtime.block_on(database(seed)) {
-                        Ok((agreed, errors)) => {
-                            compared.fetch_add(agreed, Ordering::Relaxed);
-                            failed_alike.fetch_add(errors, Ordering::Relaxed);
-                        }
+                        Ok(counted) => *counts.lock().unwrap() += counted,
                         Err(failure) => failures.lock().unwrap().push(format!("DOSQL_SEED={seed}: {failure}")),
                     }
                 }
@@ -59,134 +77,135 @@ fn three_shards_answer_as_one_sqlite() {
         }
     });
     let failures = failures.into_inner().unwrap();
+    let Counts { compared, failed_alike, open } = counts.into_inner().unwrap();
     println!(
-        "{} statements compared, {} of them errors on both sides",
-        compared.load(Ordering::Relaxed),
-        failed_alike.load(Ordering::Relaxed)
+        "{compared} statements compared, {failed_alike} of them errors on both sides, {open} without one right answer"
     );
     assert!(failures.is_empty(), "{} databases differ:\n{}", failures.len(), failures.join("\n\n"));
-    // A generator of nothing but errors would prove nothing.
-    let compared = compared.into_inner();
-    assert!(compared > 0 && failed_alike.into_inner() * 4 < compared, "most statements fail");
+    // A generator of nothing but errors, or of statements that may be answered anyhow, would prove nothing.
+    assert!(compared > 0 && failed_alike * 4 < compared, "most statements fail");
+    assert!(open * 100 <= compared.max(200), "too many statements have no one right answer");
 }
 
-/// Goes through one database. How many statements were compared, and how many failed on both sides alike.
-async fn database(seed: u64) -> Result<(usize, usize), String> {
+/// Both sides of one database.
+struct Pair {
+    plain: rusqlite::Connection,
+    client: Client,
+    /// The session's token while a transaction is open.
+    session: String,
+    savepoints: usize,
+    history: Vec<String>,
+}
+
+impl Pair {
+    async fn both(&self, sql: &str) -> (Outcome, Outcome) {
+        (run_plain(&self.plain, sql), execute_in(&self.client, &self.session, sql).await.map(answer_of))
+    }
+
+    /// Compares a statement.
+    async fn run(&mut self, schema: &Schema, query: &Query, counts: &mut Counts) -> Result<(), String> {
+        let (expected, got) = self.both(&query.sql).await;
+        if query.writes {
+            self.history.push(query.sql.clone());
+        }
+        counts.compared += 1;
+        match compare(query, &expected, &got) {
+            Verdict::Same => {}
+            Verdict::FailedAlike => counts.failed_alike += 1,
+            Verdict::Different if !query.writes && also_right(schema, &self.plain, query, &got) => counts.open += 1,
+            Verdict::Different => return Err(tell(&self.history, &query.sql, &expected, &got)),
+        }
+        Ok(())
+    }
+
+    /// Compares all tables.
+    async fn check_tables(&self, schema: &Schema, after: &str) -> Result<(), String> {
+        for table in schema.tables.iter().filter(|table| !table.is_view) {
+            let sql = format!("SELECT * FROM {}", table.name);
+            let (expected, got) = self.both(&sql).await;
+            let all = Query { sql: sql.clone(), ordered: false, loose: false, writes: false };
+            if compare(&all, &expected, &got) != Verdict::Same {
+                return Err(format!("after {after}\n{}", tell(&self.history, &sql, &expected, &got)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Perhaps begins, ends or marks a transaction; whether it did.
+    async fn control(&mut self, random: &mut Random) -> Result<bool, String> {
+        let marked = random.below(self.savepoints.max(1));
+        let sql = match (self.session.is_empty(), random.below(100)) {
+            (true, 0..=3) => {
+                self.session = open_session(&self.client).await.map_err(|error| error.to_string())?;
+                random.pick(&["BEGIN", "BEGIN IMMEDIATE"]).to_string()
+            }
+            (true, _) => return Ok(false),
+            (false, 0..=7) => "COMMIT".to_owned(),
+            (false, 8..=11) => "ROLLBACK".to_owned(),
+            (false, 12..=23) => {
+                self.savepoints += 1;
+                format!("SAVEPOINT s{}", self.savepoints - 1)
+            }
+            (false, 24..=31) if self.savepoints > 0 => {
+                self.savepoints = marked + 1;
+                format!("ROLLBACK TO s{marked}")
+            }
+            (false, 32..=37) if self.savepoints > 0 => {
+                self.savepoints = marked;
+                format!("RELEASE s{marked}")
+            }
+            (false, _) => return Ok(false),
+        };
+        self.history.push(sql.clone());
+        let (expected, got) = self.both(&sql).await;
+        if matches!(sql.as_str(), "COMMIT" | "ROLLBACK") {
+            self.session.clear();
+            self.savepoints = 0;
+        }
+        let query = Query { sql, ordered: false, loose: false, writes: false };
+        match compare(&query, &expected, &got) {
+            Verdict::Same => Ok(true),
+            _ => Err(tell(&self.history, &query.sql, &expected, &got)),
+        }
+    }
+}
+
+/// Goes through one database.
+async fn database(seed: u64) -> Result<Counts, String> {
     let mut random = Random::new(seed);
     let schema = Schema::new(&mut random, &mut Random::new(!seed));
     let plain = rusqlite::Connection::open_in_memory().unwrap();
     plain.execute_batch("PRAGMA foreign_keys = ON").unwrap();
     let sharded = Sharded::new(SHARDS).unwrap();
     let client = sharded.client();
-    let mut history = Vec::new();
+    let mut pair = Pair { plain, client, session: String::new(), savepoints: 0, history: Vec::new() };
     for sql in &schema.vschema {
-        execute(&client, sql).await.map_err(|error| format!("{sql}: {error}"))?;
-        history.push(sql.clone());
+        execute_in(&pair.client, "", sql).await.map_err(|error| format!("{sql}: {error}"))?;
+        pair.history.push(sql.clone());
     }
-    let mut errors = 0;
     let mut setup: Vec<String> = schema.statements.clone();
     for table in schema.tables.iter().filter(|table| !table.is_view) {
         for _ in 0..1 + random.below(4) {
             let rows = 1 + random.below(8);
-            setup.push(query::insert_rows(&mut random, table, rows));
+            setup.push(write::insert_rows(&mut random, table, rows));
         }
     }
+    let mut counts = Counts::default();
     for sql in setup {
-        let expected = run_plain(&plain, &sql);
-        let got = execute(&client, &sql).await.map(|result| (result.rows, result.rows_affected));
-        history.push(sql.clone());
-        match (expected, got) {
-            (Ok(_), Ok(_)) => {}
-            (Err(expected), Err(got)) if expected.code() == got.code() => {}
-            (expected, got) => return Err(tell(&history, &sql, &expected, &got)),
-        }
+        let query = Query { sql, ordered: false, loose: false, writes: true };
+        pair.run(&schema, &query, &mut Counts::default()).await?;
     }
     for number in 0..STATEMENTS {
         let query = match random.chance(25) {
             true => query::write(&mut random, &schema),
             false => query::query(&mut random, &schema),
         };
-        let expected = run_plain(&plain, &query.sql);
-        let got = execute(&client, &query.sql).await.map(|result| (result.rows, result.rows_affected));
-        if query.writes {
-            history.push(query.sql.clone());
-        }
-        match (&expected, &got) {
-            (Ok((expected_rows, changed)), Ok((rows, changed_too))) => {
-                let counted = !query.writes || changed == changed_too;
-                if !counted || !same(&query, expected_rows, rows) {
-                    return Err(tell(&history, &query.sql, &expected, &got));
-                }
-            }
-            (Err(one), Err(other)) if one.code() == other.code() => errors += 1,
-            // The two sides need not agree on which result is just too large for one reply.
-            (Err(error), _) | (_, Err(error)) if error.code() == ErrorCode::TooLarge && !query.writes => {}
-            _ => return Err(tell(&history, &query.sql, &expected, &got)),
-        }
-        if query.writes || number + 1 == STATEMENTS {
-            for table in schema.tables.iter().filter(|table| !table.is_view) {
-                let sql = format!("SELECT * FROM {}", table.name);
-                let all = Query { sql: sql.clone(), ordered: false, loose: false, writes: false };
-                let expected = run_plain(&plain, &sql);
-                let got = execute(&client, &sql).await.map(|result| (result.rows, 0));
-                match (&expected, &got) {
-                    (Ok((one, _)), Ok((other, _))) if same(&all, one, other) => {}
-                    _ => return Err(format!("after {}\n{}", query.sql, tell(&history, &sql, &expected, &got))),
-                }
-            }
+        pair.run(&schema, &query, &mut counts).await?;
+        let controlled = pair.control(&mut random).await?;
+        if query.writes || controlled || number + 1 == STATEMENTS {
+            let after = pair.history.last().cloned().unwrap_or_default();
+            pair.check_tables(&schema, &after).await?;
         }
     }
-    Ok((STATEMENTS, errors))
-}
-
-type Outcome = Result<(Vec<Row>, u64), Error>;
-
-fn run_plain(plain: &rusqlite::Connection, sql: &str) -> Outcome {
-    let mut statement = plain.prepare(sql).map_err(sql_value::sql_error)?;
-    let collected = sql_value::run(&mut statement, &[], 4 << 20)?;
-    drop(statement);
-    Ok((collected.rows, plain.changes()))
-}
-
-fn same(query: &Query, one: &[Row], other: &[Row]) -> bool {
-    if query.ordered {
-        // Values that compare equal are in no order among themselves.
-        let keys = |rows: &[Row]| -> Vec<String> { rows.iter().map(|row| text_of(row, true)).collect() };
-        if keys(one) != keys(other) {
-            return false;
-        }
-    }
-    let sorted = |rows: &[Row]| {
-        let mut texts: Vec<String> = rows.iter().map(|row| text_of(row, query.loose)).collect();
-        texts.sort();
-        texts
-    };
-    sorted(one) == sorted(other)
-}
-
-/// A row as text; where `loose`, values that may compare equal look alike.
-fn text_of(row: &Row, loose: bool) -> String {
-    let values: Vec<String> = row.values.iter().map(|value| value_text(value, loose)).collect();
-    values.join("|")
-}
-
-fn value_text(value: &Value, loose: bool) -> String {
-    match &value.kind {
-        Some(Kind::Integer(integer)) if loose => format!("{:?}", *integer as f64),
-        Some(Kind::Real(real)) if loose => format!("{real:?}"),
-        Some(Kind::Text(text)) if loose => format!("'{}'", text.trim_end().to_ascii_lowercase()),
-        kind => format!("{kind:?}"),
-    }
-}
-
-fn tell(history: &[String], sql: &str, expected: &Outcome, got: &Outcome) -> String {
-    let show = |outcome: &Outcome| match outcome {
-        Ok((rows, changed)) => {
-            let mut texts: Vec<String> = rows.iter().take(40).map(|row| text_of(row, false)).collect();
-            texts.sort();
-            format!("{} rows, {changed} changed\n  {}", rows.len(), texts.join("\n  "))
-        }
-        Err(error) => error.to_string(),
-    };
-    format!("{sql}\none SQLite: {}\nsharded: {}\nafter:\n  {}", show(expected), show(got), history.join(";\n  "))
+    Ok(counts)
 }

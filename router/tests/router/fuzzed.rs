@@ -1,0 +1,120 @@
+//! Statements whose outcome once differed from one SQLite's, as the fuzzer of statements found them.
+
+use dosql_actors::runtime::AutoShard;
+use dosql_actors::sql_value;
+use dosql_proto::{Error, Row};
+
+use super::Database;
+
+type Outcome = Result<(Vec<Row>, u64), Error>;
+
+fn plainly(plain: &rusqlite::Connection, sql: &str) -> Outcome {
+    let before = plain.total_changes();
+    let mut statement = plain.prepare(sql).map_err(sql_value::sql_error)?;
+    let collected = sql_value::run(&mut statement, &[], 1 << 20)?;
+    drop(statement);
+    Ok((collected.rows, if plain.total_changes() == before { 0 } else { plain.changes() }))
+}
+
+/// Runs statements on three shards and on one SQLite, which knows no VSchema, and demands the same outcomes.
+async fn same(name: &str, statements: &[&str]) {
+    let database = Database::new(&format!("fuzzed-{name}"), 3, "", AutoShard::FirstColumn);
+    let plain = rusqlite::Connection::open_in_memory().unwrap();
+    plain.execute_batch("PRAGMA foreign_keys = ON").unwrap();
+    for sql in statements {
+        let got = database.execute(sql, &[]).await;
+        if sql.starts_with("ALTER VSCHEMA") {
+            got.unwrap_or_else(|error| panic!("{sql}: {error}"));
+            continue;
+        }
+        let text = |outcome: Outcome| match outcome {
+            Ok((rows, changed)) => {
+                let mut rows: Vec<String> = rows.iter().map(|row| format!("{:?}", row.values)).collect();
+                rows.sort();
+                format!("{changed} changed, {rows:#?}")
+            }
+            Err(error) => format!("{:?}", error.code()),
+        };
+        let writes = !sql.starts_with("SELECT");
+        let got = got.map(|result| (result.rows, if writes { result.rows_affected } else { 0 }));
+        let expected = plainly(&plain, sql).map(|(rows, changed)| (rows, if writes { changed } else { 0 }));
+        assert_eq!(text(got), text(expected), "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn joins_that_name_their_columns_once() {
+    same(
+        "using",
+        &[
+            "CREATE TABLE a (c0, c1 TEXT, c2)",
+            "CREATE TABLE b (c0, c1 TEXT, c3)",
+            "INSERT INTO a VALUES (1, 'x', 1), (2, 'y', 2), (3, NULL, 3)",
+            "INSERT INTO b VALUES (1, 'x', 4), (2, 'z', 5), (5, 'x', 6)",
+            "SELECT count(*), count(a.c2) FROM a NATURAL JOIN b",
+            "SELECT count(*), min(a.c0) FROM a FULL JOIN b USING (c0, c1)",
+            "SELECT count(*) FROM a LEFT JOIN b USING (c1)",
+            "CREATE VIEW v AS SELECT a.c2, b.c3 FROM a JOIN b USING (c0)",
+            "SELECT * FROM v",
+            "INSERT INTO a SELECT 9, 'n', count(*) FROM a AS x NATURAL JOIN b",
+            "UPDATE b SET c3 = (SELECT count(*) FROM a JOIN b AS x USING (c1)) WHERE c0 = 1",
+            "SELECT * FROM a",
+            "SELECT * FROM b",
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn keys_that_must_not_be_null() {
+    same(
+        "required",
+        &[
+            r#"ALTER VSCHEMA ON t ADD VINDEX r(k) USING range WITH ranges='[{"shard": "shard-1", "max": 5}, {"shard": "shard-2", "min": 5}]'"#,
+            "CREATE TABLE t (v, k INT NOT NULL)",
+            "INSERT OR IGNORE INTO t VALUES (1, NULL), (2, 2), (3, 9)",
+            "INSERT OR IGNORE INTO t SELECT v, NULL FROM t",
+            "INSERT INTO t VALUES (1, NULL)",
+            "SELECT * FROM t",
+            "CREATE TABLE d (k INT NOT NULL DEFAULT 7, v)",
+            "INSERT OR REPLACE INTO d VALUES (NULL, 1), (2, 2)",
+            "REPLACE INTO d SELECT NULL, v + 10 FROM d",
+            "SELECT * FROM d WHERE k = 7",
+            "SELECT * FROM d",
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn conflicts_that_a_table_resolves() {
+    same(
+        "declared",
+        &[
+            "CREATE TABLE t (k TEXT UNIQUE ON CONFLICT IGNORE, v INT)",
+            "INSERT INTO t VALUES ('a', 1), ('b', 2), ('c', 3), ('d', 4)",
+            "UPDATE t SET k = 'b' WHERE v < 2",
+            "SELECT * FROM t",
+            "CREATE TABLE r (k TEXT UNIQUE ON CONFLICT REPLACE, v INT)",
+            "INSERT INTO r SELECT k, v FROM t",
+            "UPDATE r SET k = 'b' WHERE v = 4",
+            "SELECT * FROM r",
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn subqueries_of_conflict_clauses() {
+    same(
+        "upsert",
+        &[
+            "CREATE TABLE t (k TEXT UNIQUE, v INT)",
+            "INSERT INTO t VALUES ('a', 1), ('b', 2), ('c', 3), ('d', 4)",
+            "INSERT INTO t SELECT k, v + 1 FROM t WHERE v > 2 ON CONFLICT (k) DO UPDATE SET v = (SELECT 100 * count(*) FROM t)",
+            "INSERT INTO t SELECT 'e', 5 WHERE true ON CONFLICT (k) DO NOTHING RETURNING (SELECT sum(v) FROM t AS x)",
+            "SELECT * FROM t",
+        ],
+    )
+    .await;
+}

@@ -82,6 +82,16 @@ pub(super) fn plan(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Result<
     if fires || through_temporary || changed.len() < written.len() {
         return stage(None, &Needed::All);
     }
+    // Triggers that foreign keys' actions fire.
+    let mut tied = staged::written(catalog, prepared);
+    let named = tied.clone();
+    if staged::follow_foreign_keys(catalog, &mut tied) {
+        for name in tied.difference(&named) {
+            if !catalog.objects_of("trigger", name)?.is_empty() {
+                return stage(None, &Needed::All);
+            }
+        }
+    }
     let read: Vec<&Table> = uses.reads.keys().filter_map(|name| catalog.table(name)).collect();
     // One shard has everything the statement touches.
     if let Placement::Unsharded(shard) = target.placement {

@@ -124,11 +124,19 @@ pub(super) fn written(catalog: &Catalog, prepared: &Prepared) -> BTreeSet<String
     names.map(|name| name.to_ascii_lowercase()).filter(|name| catalog.table(name).is_some()).collect()
 }
 
-/// Adds the tables that foreign keys tie to those written; whether there are any.
+/// Adds the tables that foreign keys tie to those written, and what the triggers of those name, since SQLite does not tell what
+/// the keys' actions fire; whether there are any.
 pub(super) fn follow_foreign_keys(catalog: &Catalog, written: &mut BTreeSet<String>) -> bool {
+    let named = written.clone();
     let mut tied = false;
     loop {
         let mut more = BTreeSet::new();
+        for name in written.difference(&named) {
+            for trigger in catalog.objects_of("trigger", name).unwrap_or_default() {
+                let names = sql_text::names_after(&trigger, 1).into_iter().map(|name| name.to_ascii_lowercase());
+                more.extend(names.filter(|name| catalog.table(name).is_some()));
+            }
+        }
         for (name, table) in &catalog.tables {
             for key in &table.shape.foreign_keys {
                 let parent = key.parent.to_ascii_lowercase();

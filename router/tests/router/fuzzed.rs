@@ -118,3 +118,26 @@ async fn subqueries_of_conflict_clauses() {
     )
     .await;
 }
+
+#[tokio::test]
+async fn triggers_that_foreign_keys_fire() {
+    same(
+        "fired",
+        &[
+            "ALTER VSCHEMA ADD TABLE p",
+            "ALTER VSCHEMA ADD TABLE k",
+            "CREATE TABLE p (id INT PRIMARY KEY)",
+            "CREATE TABLE k (p INT REFERENCES p (id) ON DELETE CASCADE ON UPDATE SET NULL, v)",
+            "CREATE TABLE log (what, v)",
+            "CREATE TRIGGER gone AFTER DELETE ON k BEGIN INSERT INTO log VALUES ('gone', old.v); END",
+            "CREATE TRIGGER changed AFTER UPDATE ON k BEGIN INSERT INTO log VALUES ('changed', new.v); END",
+            "INSERT INTO p VALUES (1), (2), (3)",
+            "INSERT INTO k VALUES (1, 'a'), (1, 'b'), (2, 'c')",
+            "DELETE FROM p WHERE id = 1",
+            "WITH w AS (SELECT 2 AS id) UPDATE p SET id = 5 WHERE id IN (SELECT id FROM w)",
+            "SELECT * FROM log",
+            "SELECT * FROM k",
+        ],
+    )
+    .await;
+}

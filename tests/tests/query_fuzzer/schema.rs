@@ -231,7 +231,7 @@ impl Schema {
                     definition.push_str(" UNIQUE");
                 }
                 if random.chance(15) {
-                    definition.push_str(*random.pick(&[" ON CONFLICT REPLACE", " ON CONFLICT IGNORE"]));
+                    definition.push_str(random.pick(&[" ON CONFLICT REPLACE", " ON CONFLICT IGNORE"]));
                 }
             } else if !ranged && random.chance(6) {
                 definition.push_str(" NOT NULL");
@@ -239,10 +239,8 @@ impl Schema {
             if ranged && !without_rowid {
                 definition.push_str(" NOT NULL");
             }
-            if index != sharding || key.is_empty() {
-                if random.chance(10) {
-                    definition.push_str(&format!(" DEFAULT {}", literal(random, kind)));
-                }
+            if (index != sharding || key.is_empty()) && random.chance(10) {
+                definition.push_str(&format!(" DEFAULT {}", literal(random, kind)));
             }
             if index == sharding {
                 match place {

@@ -138,7 +138,7 @@ impl ObjectStore for SimulatedObjects {
     async fn get_range(&self, path: &str, range: Range<u64>) -> Result<Option<Bytes>, ObjectError> {
         let name = path.to_owned();
         self.perform(path, move |core| {
-            core.objects.borrow().get(&name).map(|object| range_of(&name, &object.bytes, range)).transpose()
+            core.objects.present.borrow().get(&name).map(|object| range_of(&name, &object.bytes, range)).transpose()
         })
         .await
     }

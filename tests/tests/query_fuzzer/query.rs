@@ -65,7 +65,7 @@ impl Writer<'_> {
 
     /// One of some words.
     pub(super) fn word(&mut self, words: &[&'static str]) -> &'static str {
-        self.random.pick(words)
+        self.random.pick::<&str>(words)
     }
 
     /// A column by its name.

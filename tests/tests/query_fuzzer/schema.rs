@@ -231,7 +231,7 @@ impl Schema {
                     definition.push_str(" UNIQUE");
                 }
                 if random.chance(15) {
-                    definition.push_str(random.pick(&[" ON CONFLICT REPLACE", " ON CONFLICT IGNORE"]));
+                    definition.push_str(random.pick::<&str>(&[" ON CONFLICT REPLACE", " ON CONFLICT IGNORE"]));
                 }
             } else if !ranged && random.chance(6) {
                 definition.push_str(" NOT NULL");

@@ -1,5 +1,6 @@
 //! Running plans: everything a request needs beside its own state, and the requests themselves.
 
+mod abandoned;
 mod analyze;
 mod chain;
 mod collect;
@@ -143,12 +144,20 @@ impl Shared {
         for decision in decisions {
             shared.carry_out(decision, None);
         }
-        let call = shared.scope(&Call::system(), 0, None);
-        shared.join_shards().await?;
-        shared.finish_pending(&call).await?;
-        shared.follow_document(&call).await?;
+        if let Err(error) = shared.finish_interrupted().await {
+            // So that the next start does not find it in the way again.
+            shared.end_abandoned().await;
+            return Err(error);
+        }
         shared.go_on_filling();
         Ok(shared)
+    }
+
+    async fn finish_interrupted(&self) -> Result<(), Error> {
+        let call = self.scope(&Call::system(), 0, None);
+        self.join_shards().await?;
+        self.finish_pending(&call).await?;
+        self.follow_document(&call).await
     }
 
     /// Answers one request.

@@ -25,7 +25,7 @@ use crate::transaction::{Transaction, aborted, contended, fatal, single};
 /// shard, in one order, so that they cannot wait for each other.
 const FIRST_PATIENCE_MS: u64 = 30;
 /// How long a shard may take to forget a transaction, in milliseconds. It asks by itself where it has not heard of it.
-const ROLLBACK_TIMEOUT_MS: u64 = 2_000;
+pub(super) const ROLLBACK_TIMEOUT_MS: u64 = 2_000;
 /// First pause before a decision is sent again, in milliseconds; doubles up to [`LONGEST_PAUSE_MS`].
 const SHORTEST_PAUSE_MS: u64 = 20;
 const LONGEST_PAUSE_MS: u64 = 1_000;
@@ -542,7 +542,7 @@ impl Shared {
         }
     }
 
-    async fn end_on(&self, name: &str, id: &str, ending: Ending, timeout_ms: u64) -> Result<u64, Error> {
+    pub(super) async fn end_on(&self, name: &str, id: &str, ending: Ending, timeout_ms: u64) -> Result<u64, Error> {
         let place = self.catalog.borrow().shards.iter().position(|shard| shard == name);
         let shard = place.ok_or_else(|| Error::internal(format!("there is no shard {name} any more")))?;
         let finish = FinishTransaction { transaction: id.to_owned(), ending: ending.into(), number: 0 };

@@ -109,7 +109,7 @@ impl Meta {
         Self::Value,
     ];
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Shard => "_shard",
             Self::Lsn => "_lsn",

@@ -85,6 +85,16 @@ pub enum LakeError {
         /// The LSN of the change.
         lsn: u64,
     },
+    /// A read asks for what the lake does not tell exactly.
+    #[error("{column} of {table} cannot be read from the lake: {reason}")]
+    NotInLake {
+        /// The source table.
+        table: String,
+        /// The column.
+        column: String,
+        /// Why not.
+        reason: &'static str,
+    },
     /// A record that no shard writes.
     #[error("record {lsn} of {shard} is malformed: {reason}")]
     Record {
@@ -115,6 +125,7 @@ impl From<LakeError> for Error {
             }
             LakeError::Record { .. } | LakeError::Option { .. } => Self::invalid(message),
             LakeError::Misfit { .. } => Self::new(ErrorCode::TypeMismatch, message),
+            LakeError::NotInLake { .. } => Self::new(ErrorCode::Unsupported, message),
             LakeError::Iceberg(_) | LakeError::Arrow(_) | LakeError::Parquet(_) => Self::internal(message),
         }
     }

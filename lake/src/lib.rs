@@ -11,7 +11,7 @@
 //! |---|---|---|
 //! | INTEGER affinity, or containing `BOOL` | long | integers |
 //! | REAL affinity | double | reals, and integers that a double holds exactly |
-//! | TEXT affinity; NUMERIC affinity containing `DATE` or `TIME`; none; `ANY` | string | text that is valid UTF-8; numbers, as SQL writes them |
+//! | TEXT affinity; NUMERIC affinity containing `DATE` or `TIME`; none; `ANY` | string | text that is valid UTF-8; finite numbers, as SQL writes them |
 //! | BLOB affinity, declared | binary | blobs |
 //! | any other NUMERIC affinity (`DECIMAL(10,2)`, `NUMERIC`, ...) | double | as REAL |
 //!
@@ -63,6 +63,7 @@ mod partition;
 mod rebuild;
 mod record_batch;
 mod reshape;
+pub mod scan;
 mod sorting;
 mod table;
 

@@ -23,9 +23,11 @@ impl ColumnType {
     pub(crate) fn fits(self, value: &Kind) -> bool {
         match (self, value) {
             (Self::Long | Self::String, Kind::Integer(_))
-            | (Self::Double | Self::String, Kind::Real(_))
+            | (Self::Double, Kind::Real(_))
             | (Self::String, Kind::Text(_))
             | (Self::Binary, Kind::Blob(_)) => true,
+            // SQL has no word for infinity.
+            (Self::String, Kind::Real(real)) => real.is_finite(),
             (Self::Double, Kind::Integer(integer)) => is_exact(*integer),
             _ => false,
         }
@@ -44,7 +46,7 @@ impl ColumnType {
 }
 
 /// Whether a double holds this integer exactly.
-fn is_exact(integer: i64) -> bool {
+pub(crate) fn is_exact(integer: i64) -> bool {
     const LIMIT: i64 = 1 << 53;
     (-LIMIT..=LIMIT).contains(&integer)
 }

@@ -29,7 +29,8 @@ pub mod v1 {
 
 pub use position::{ParsePositionError, Position};
 pub use protocol::{
-    CatalogProtocol, CdcProtocol, LakeProtocol, ProbeProtocol, Protocol, RouterProtocol, ShardProtocol,
+    AnalyticsProtocol, CatalogProtocol, CdcProtocol, LakeProtocol, ProbeProtocol, Protocol, RouterProtocol,
+    ShardProtocol,
 };
 #[cfg(feature = "grpc")]
 pub use status::ERROR_CODE_METADATA;

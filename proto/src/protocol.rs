@@ -47,6 +47,10 @@ protocol!(
     CatalogProtocol, "catalog", v1::CatalogRequest, v1::CatalogReply
 );
 protocol!(
+    /// Reads of the lake.
+    AnalyticsProtocol, "analytics", v1::AnalyticsRequest, v1::AnalyticsReply
+);
+protocol!(
     /// The conformance suite's small actor.
     ProbeProtocol, "probe", v1::ProbeRequest, v1::ProbeReply
 );

@@ -84,6 +84,11 @@ impl Replicas {
         self.shards.len()
     }
 
+    /// Whether a shard has a replica that is kept for analytics.
+    pub(crate) fn have_analytics(&self) -> bool {
+        self.shards.iter().any(|shard| shard.borrow().members.iter().any(|member| member.purpose == Purpose::Analytics))
+    }
+
     /// The members of a shard.
     pub(crate) fn of(&self, shard: usize) -> &RefCell<Members> {
         &self.shards[shard]

@@ -8,6 +8,7 @@ use dosql_actors::probe::Probe;
 use dosql_actors::shard::Shard;
 use dosql_actors::{Actor, Context, Delivery, Input, Mailbox, Payload, mailbox, supervise};
 use dosql_lake::Lake;
+use dosql_lake::scan::LakeReader;
 use dosql_proto::packet_reply::Outcome;
 use dosql_proto::{Address, Error, ErrorCode, Packet, PacketReply, Protocol};
 use dosql_router::Router;
@@ -131,6 +132,7 @@ fn runner(kind: &str) -> Option<fn(Context) -> Mailbox> {
         .or_else(|| of::<Router>(kind))
         .or_else(|| of::<Cdc>(kind))
         .or_else(|| of::<Lake>(kind))
+        .or_else(|| of::<LakeReader>(kind))
         .or_else(|| of::<Probe>(kind))
 }
 

@@ -2,7 +2,7 @@
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use crate::v1::{ExplainResponse, QueryStats, StepStats};
+use crate::v1::{ExplainResponse, LakeScanStats, QueryStats, StepStats};
 
 /// `{"route": "...", "shards": [...], "text": "..."}`.
 pub(super) struct JsonPlan<'a>(pub(super) &'a ExplainResponse);
@@ -55,6 +55,25 @@ impl Serialize for JsonStep<'_> {
         map.serialize_entry("bytes", &step.bytes)?;
         map.serialize_entry("batches", &step.batches)?;
         map.serialize_entry("elapsedMs", &milliseconds(step.elapsed_us))?;
+        if let Some(lake) = &step.lake {
+            map.serialize_entry("lake", &JsonLakeScan(lake))?;
+        }
+        map.end()
+    }
+}
+
+struct JsonLakeScan<'a>(&'a LakeScanStats);
+
+impl Serialize for JsonLakeScan<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(lake) = self;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("files", &lake.files)?;
+        map.serialize_entry("filesSkipped", &lake.files_skipped)?;
+        map.serialize_entry("rowGroups", &lake.row_groups)?;
+        map.serialize_entry("rowGroupsSkipped", &lake.row_groups_skipped)?;
+        map.serialize_entry("rowsDeleted", &lake.rows_deleted)?;
+        map.serialize_entry("bytesRead", &lake.bytes_read)?;
         map.end()
     }
 }

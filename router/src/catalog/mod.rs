@@ -26,7 +26,7 @@ pub(crate) use change::{COLLECT, Change, Fill, Outcome, Part, unsupported};
 pub(crate) use decisions::Decision;
 pub(crate) use lookup::{Definition, Entry, Filled, Lookup, OWNER_ROW};
 pub(crate) use mirror::{Ddl, Mirror, Prepared};
-pub(crate) use table::{Placement, Shape, Table};
+pub(crate) use table::{ColumnInfo, Placement, Shape, Table};
 pub(crate) use topology::Placed;
 
 use crate::affinity::Converter;

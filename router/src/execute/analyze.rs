@@ -10,7 +10,7 @@ impl Shared {
     /// Runs a statement, whose rows are counted and dropped, and describes its plan and what it took.
     pub(super) async fn analyze(&self, sql: &str, params: Vec<Value>, scope: &Scope) -> Result<String, Error> {
         let scope = scope.analyzed();
-        let explained = self.explained(sql, &params)?;
+        let explained = self.explained(sql, &params, Some(&scope))?;
         let (plan, statement) = self.prepare(Statement { sql: sql.to_owned(), params }, &scope)?;
         if plan.writes() {
             let began_ns = self.context.timer_ns();
@@ -78,6 +78,18 @@ fn describe(stats: &QueryStats, text: &mut String) {
             counted(step.batches, "answer"),
             milliseconds(step.elapsed_us)
         );
+        if let Some(lake) = &step.lake {
+            let _ = writeln!(
+                text,
+                "    skipped {} of {} and {} of {}; {} left out; {} bytes read",
+                lake.files_skipped,
+                counted(lake.files, "file"),
+                lake.row_groups_skipped,
+                counted(lake.row_groups, "row group"),
+                counted(lake.rows_deleted, "deleted row"),
+                lake.bytes_read
+            );
+        }
     }
 }
 

@@ -22,7 +22,16 @@ const BATCH_BYTES: std::ops::RangeInclusive<u64> = 8 << 10..=1 << 20;
 /// A decoded row takes up to so many times the bytes of its encoding.
 const DECODED: u64 = 8;
 /// How often a gathering that a lost batch spoiled is begun again.
-const MAX_ATTEMPTS: u32 = 5;
+pub(super) const MAX_ATTEMPTS: u32 = 5;
+
+/// What is run on gathered rows.
+#[derive(Clone, Copy)]
+pub(super) struct Finish<'a> {
+    /// Views that the statement needs.
+    pub(super) views: &'a [String],
+    /// The statement; its parameters are numbered.
+    pub(super) sql: &'a str,
+}
 
 impl Shared {
     /// Gathers and finishes; returns the first rows, and a cursor where there are more.
@@ -34,8 +43,9 @@ impl Shared {
     ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
         let mut attempt = 1;
         loop {
+            let finish = Finish { views: &gather.views, sql: &gather.finish };
             let outcome = match self.gather_once(gather, reading.params, call).await {
-                Ok(scratch) => self.finish(scratch, gather, reading, call),
+                Ok(scratch) => self.finish(scratch, finish, reading, call),
                 Err(error) => Err(error),
             };
             let outcome = outcome.map_err(|error| self.explain_full(error));
@@ -57,12 +67,7 @@ impl Shared {
     }
 
     async fn gather_once(&self, gather: &Gather, params: &[Value], call: &Scope) -> Result<Connection, Error> {
-        let mut scratch = self.bounded_scratch()?;
-        let deadline_ms = call.deadline_ms;
-        sql_hooks::end_statements(&mut scratch, &self.context, move |context| {
-            sql_hooks::is_past(deadline_ms, context) || context.is_abandoned()
-        })?;
-        scratch.execute_batch("PRAGMA foreign_keys = OFF; BEGIN").map_err(sql_error)?;
+        let scratch = self.begin_scratch(call)?;
         let mut work = Vec::new();
         for input in &gather.inputs {
             scratch.execute_batch(&input.create).map_err(sql_error)?;
@@ -71,8 +76,7 @@ impl Shared {
                 work.push((input, shard, Statement { sql: sql.clone(), params: used.clone() }));
             }
         }
-        let share = self.context.settings().query_memory / (4 * DECODED * self.max_parallel as u64);
-        let max_bytes = u32::try_from(share.clamp(*BATCH_BYTES.start(), *BATCH_BYTES.end())).unwrap_or(u32::MAX);
+        let max_bytes = self.gather_batch_bytes();
         let gathered = Cell::new(0);
         let mut fills = stream::iter(work.into_iter().map(|(input, shard, statement)| {
             let asked = Asked { shard, statement, max_bytes, max_rows: 0, step: "gather", table: &input.table };
@@ -84,6 +88,23 @@ impl Shared {
         }
         drop(fills);
         scratch.execute_batch("COMMIT").map_err(sql_error)?;
+        Ok(scratch)
+    }
+
+    /// Where the batches of rows to be gathered are cut, in bytes.
+    pub(super) fn gather_batch_bytes(&self) -> u32 {
+        let share = self.context.settings().query_memory / (4 * DECODED * self.max_parallel as u64);
+        u32::try_from(share.clamp(*BATCH_BYTES.start(), *BATCH_BYTES.end())).unwrap_or(u32::MAX)
+    }
+
+    /// A scratch database with a transaction open in it, whose statements end with the request.
+    pub(super) fn begin_scratch(&self, call: &Scope) -> Result<Connection, Error> {
+        let mut scratch = self.bounded_scratch()?;
+        let deadline_ms = call.deadline_ms;
+        sql_hooks::end_statements(&mut scratch, &self.context, move |context| {
+            sql_hooks::is_past(deadline_ms, context) || context.is_abandoned()
+        })?;
+        scratch.execute_batch("PRAGMA foreign_keys = OFF; BEGIN").map_err(sql_error)?;
         Ok(scratch)
     }
 
@@ -106,7 +127,7 @@ impl Shared {
     }
 
     /// Says which setting a full scratch database comes from.
-    fn explain_full(&self, error: Error) -> Error {
+    pub(super) fn explain_full(&self, error: Error) -> Error {
         if error.code() != ErrorCode::Storage || !error.message.contains("full") {
             return error;
         }
@@ -128,23 +149,9 @@ impl Shared {
         gathered: &Cell<u64>,
         call: &Scope,
     ) -> Result<(), Error> {
-        let most = self.context.settings().query_memory + self.context.settings().query_disk;
         let (mut rows, mut rest) = self.read_shard(asked, call).await?;
         loop {
-            let bytes = encoded(&rows);
-            gathered.set(gathered.get() + bytes);
-            if gathered.get() > most {
-                let message = format!(
-                    "the statement needs more than {most} bytes of rows of several shards (DOSQL_QUERY_MEMORY and DOSQL_QUERY_DISK)"
-                );
-                return Err(Error::new(ErrorCode::TooLarge, message));
-            }
-            insert(scratch, input, &rows).map_err(sql_error)?;
-            call.note(|stats| {
-                stats.gathered_rows += rows.len() as u64;
-                stats.gathered_bytes += bytes;
-                note_footprint(scratch, stats);
-            });
+            self.take_in(scratch, &input.insert, input.has_rowid, &rows, gathered, call)?;
             if !rest.is_open() {
                 return Ok(());
             }
@@ -152,6 +159,34 @@ impl Shared {
             drop(std::mem::take(&mut rows));
             rows = self.more_of(&mut rest, call).await?;
         }
+    }
+
+    /// Puts gathered rows into a scratch table.
+    pub(super) fn take_in(
+        &self,
+        scratch: &Connection,
+        insert: &str,
+        has_rowid: bool,
+        rows: &[Row],
+        gathered: &Cell<u64>,
+        call: &Scope,
+    ) -> Result<(), Error> {
+        let most = self.context.settings().query_memory + self.context.settings().query_disk;
+        let bytes = encoded(rows);
+        gathered.set(gathered.get() + bytes);
+        if gathered.get() > most {
+            let message = format!(
+                "the statement needs more than {most} bytes of rows of several shards (DOSQL_QUERY_MEMORY and DOSQL_QUERY_DISK)"
+            );
+            return Err(Error::new(ErrorCode::TooLarge, message));
+        }
+        self::insert(scratch, insert, has_rowid, rows).map_err(sql_error)?;
+        call.note(|stats| {
+            stats.gathered_rows += rows.len() as u64;
+            stats.gathered_bytes += bytes;
+            note_footprint(scratch, stats);
+        });
+        Ok(())
     }
 }
 
@@ -161,17 +196,15 @@ fn note_footprint(scratch: &Connection, stats: &mut QueryStats) {
     stats.scratch_disk_bytes = stats.scratch_disk_bytes.max(written);
 }
 
-fn insert(scratch: &Connection, input: &Input, rows: &[Row]) -> rusqlite::Result<()> {
-    let mut statement = scratch.prepare_cached(&input.insert)?;
+fn insert(scratch: &Connection, insert: &str, has_rowid: bool, rows: &[Row]) -> rusqlite::Result<()> {
+    let mut statement = scratch.prepare_cached(insert)?;
     for row in rows {
         for (index, value) in row.values.iter().enumerate() {
             statement.raw_bind_parameter(index + 1, Param(value))?;
         }
         match statement.raw_execute() {
             // Two shards use the same rowid: the router was restarted while a row was on its way. Both rows count.
-            Err(error)
-                if input.has_rowid && error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) =>
-            {
+            Err(error) if has_rowid && error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) => {
                 statement.raw_bind_parameter(1, rusqlite::types::Null)?;
                 statement.raw_execute()?;
             }
@@ -185,21 +218,21 @@ fn insert(scratch: &Connection, input: &Input, rows: &[Row]) -> rusqlite::Result
 
 impl Shared {
     /// Runs the finishing statement. Rows beyond the first batch are kept in a table of their own, in their order.
-    fn finish(
+    pub(super) fn finish(
         &self,
         mut scratch: Connection,
-        gather: &Gather,
+        finish: Finish<'_>,
         reading: Reading<'_>,
         scope: &Scope,
     ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
         let Reading { params, width, max_bytes } = reading;
-        for view in &gather.views {
+        for view in finish.views {
             scratch.execute_batch(view).map_err(sql_error)?;
         }
         let began_ns = self.context.timer_ns();
         let columns: Vec<String> = (0..width).map(|index| format!("c{index}")).collect();
         scratch.execute_batch(&format!("CREATE TABLE _dosql_result ({})", columns.join(", "))).map_err(sql_error)?;
-        let (sql, params) = sql_text::compact_parameters(&gather.finish, params);
+        let (sql, params) = sql_text::compact_parameters(finish.sql, params);
         let mut rows = Vec::new();
         let mut more = false;
         let mut number = 0;

@@ -1,6 +1,7 @@
 //! Running plans: everything a request needs beside its own state, and the requests themselves.
 
 mod abandoned;
+mod analytics;
 mod analyze;
 mod chain;
 mod collect;
@@ -375,7 +376,7 @@ impl Shared {
                 Ok((report.lines().map(|line| Row { values: vec![line.into()] }).collect(), None))
             }
             Step::Explain { sql, analyze: false } => {
-                let explained = self.explained(sql, &statement.params)?;
+                let explained = self.explained(sql, &statement.params, Some(scope))?;
                 Ok((explained.plan.lines().map(|line| Row { values: vec![line.into()] }).collect(), None))
             }
             _ => {
@@ -388,11 +389,11 @@ impl Shared {
 
     fn explain(&self, request: ExplainRequest) -> Result<ExplainResponse, Error> {
         let statement = required(request.statement)?;
-        self.explanation(&statement.sql, &statement.params)
+        self.explanation(&statement.sql, &statement.params, None)
     }
 
-    fn explanation(&self, sql: &str, params: &[Value]) -> Result<ExplainResponse, Error> {
-        let explained = self.explained(sql, params)?;
+    fn explanation(&self, sql: &str, params: &[Value], scope: Option<&Scope>) -> Result<ExplainResponse, Error> {
+        let explained = self.explained(sql, params, scope)?;
         let catalog = self.catalog.borrow();
         Ok(ExplainResponse {
             plan: explained.plan,
@@ -401,9 +402,13 @@ impl Shared {
         })
     }
 
-    fn explained(&self, sql: &str, params: &[Value]) -> Result<Explained, Error> {
+    /// The plan of a statement as text; without a scope, as it is for requests that ask for nothing special.
+    fn explained(&self, sql: &str, params: &[Value], scope: Option<&Scope>) -> Result<Explained, Error> {
         // Kept out of the cache, where the text stands without its literals.
-        let plan = Plan::new(sql, &mut self.catalog.borrow_mut())?;
+        let mut plan = Rc::new(Plan::new(sql, &mut self.catalog.borrow_mut())?);
+        if let Some(scope) = scope {
+            plan = self.on_lake(plan, sql, scope)?;
+        }
         let given = params.len() == plan.parameter_count;
         if !given && !params.is_empty() {
             check_count(plan.parameter_count, params)?;
@@ -439,8 +444,18 @@ impl Shared {
     fn prepare(&self, statement: Statement, scope: &Scope) -> Result<(Rc<Plan>, Statement), Error> {
         let began_ns = self.context.timer_ns();
         let (plan, statement, cached) = self.prepared(statement)?;
+        let plan = self.on_lake(plan, &statement.sql, scope)?;
         self.note_planning(began_ns, cached, scope);
         Ok((plan, statement))
+    }
+
+    /// The plan, or one that reads the lake where the request asks for that.
+    fn on_lake(&self, plan: Rc<Plan>, sql: &str, scope: &Scope) -> Result<Rc<Plan>, Error> {
+        if plan.read().is_none() || !self.reads_lake(scope) {
+            return Ok(plan);
+        }
+        let read = plan.over_lake(sql, &mut self.catalog.borrow_mut())?;
+        Ok(read.map_or(plan, Rc::new))
     }
 
     fn note_planning(&self, began_ns: u64, cached: bool, scope: &Scope) {

@@ -44,6 +44,7 @@ impl Shared {
             Read::Concatenate { target, sql } => (self.resolve_in(target, params, call).await?, sql),
             Read::Merge(merge) => return self.merge(merge, reading, call).await,
             Read::Gather(gather) => return self.gather(gather, reading, call).await,
+            Read::Lake(read) => return self.read_lake(read, reading, call).await,
         };
         let statement = Statement { sql: sql.clone(), params: params.to_vec() };
         let chain = Chain::new(statement, max_bytes, shards, None);
@@ -74,7 +75,7 @@ impl Shared {
                 (otherwise.is_none() || shards.len() == 1).then_some((shards, sql))
             }
             Read::Concatenate { target, sql } => Some((self.resolve_in(target, params, call).await?, sql)),
-            Read::Merge(_) | Read::Gather(_) => None,
+            Read::Merge(_) | Read::Gather(_) | Read::Lake(_) => None,
         };
         // The SELECT's text has the parameters' numbers in the whole statement.
         match whole {

@@ -135,6 +135,7 @@ impl Scope {
                     step.bytes += add.bytes;
                     step.batches += add.batches;
                     step.elapsed_us += add.elapsed_us;
+                    step.lake = add.lake.or(step.lake);
                 }
                 None => stats.steps.push(add),
             }
@@ -232,6 +233,6 @@ impl Shared {
     /// The plan, where the request asks for it.
     pub(super) fn plan_asked(&self, sql: &str, params: &[Value], scope: &Scope) -> Option<ExplainResponse> {
         // What cannot be explained (a schema change that made its own text invalid) is no reason to withhold the result.
-        scope.options.explain.then(|| self.explanation(sql, params).ok()).flatten()
+        scope.options.explain.then(|| self.explanation(sql, params, Some(scope)).ok()).flatten()
     }
 }

@@ -117,6 +117,7 @@ impl Shared {
                 bytes: encoded(&batch.rows),
                 batches: 1,
                 elapsed_us: self.since(began_ns),
+                ..StepStats::default()
             });
         }
     }

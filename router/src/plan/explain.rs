@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::rc::Rc;
 
 use super::{
-    Gather, GatherKind, Generate, Insert, InsertSource, KeyBound, KeySource, Keys, Limit, LookupKeys, Plan, Read,
-    Staged, Step, Target,
+    Gather, GatherKind, Generate, Insert, InsertSource, KeyBound, KeySource, Keys, LakeRead, Limit, LookupKeys, Plan,
+    Read, Staged, Step, Target,
 };
 use crate::catalog::{Definition, Lookup};
 use dosql_proto::value::Kind;
@@ -224,6 +224,10 @@ impl Text<'_> {
                     _ => "scatter",
                 }
             }
+            Read::Lake(lake) => {
+                self.lake(depth, lake);
+                "lake"
+            }
         }
     }
 
@@ -240,6 +244,22 @@ impl Text<'_> {
             self.line(depth + 2, &format!("sql: {}", input.sql));
         }
         self.line(depth + 1, &format!("finish: {}", gather.finish));
+    }
+
+    fn lake(&mut self, depth: usize, read: &LakeRead) {
+        let what = if read.rows.is_some() { "read aggregates from the lake" } else { "read rows from the lake" };
+        self.line(depth, what);
+        for input in &read.inputs {
+            self.line(depth + 1, &format!("from {}", input.table));
+            for line in input.describe() {
+                self.line(depth + 2, &line);
+            }
+        }
+        self.line(depth + 1, &format!("finish: {}", read.finish));
+        if let Some(rows) = &read.rows {
+            self.line(depth, "where the lake cannot tell them exactly:");
+            self.lake(depth + 1, rows);
+        }
     }
 
     fn target(&mut self, depth: usize, target: &Target) {
@@ -295,7 +315,7 @@ fn route_of(target: &Target) -> &'static str {
     }
 }
 
-fn key_text(key: &KeySource) -> String {
+pub(super) fn key_text(key: &KeySource) -> String {
     match key {
         KeySource::Param(index) => format!("?{}", index + 1),
         KeySource::Expression(text) => text.clone(),

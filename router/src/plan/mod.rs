@@ -4,6 +4,7 @@
 mod aggregate;
 mod alter_lake;
 mod alter_vschema;
+mod analytics;
 mod cache;
 mod dml;
 mod explain;
@@ -27,6 +28,7 @@ use sqlparser::parser::Parser;
 
 pub(crate) use alter_lake::AlterLake;
 pub(crate) use alter_vschema::{AlterVSchema, Using};
+pub(crate) use analytics::{Condition, LakeInput, LakeRead};
 pub(crate) use cache::{Cached, PlanCache};
 pub(crate) use dml::{Insert, InsertSource, column_default, rows_of};
 pub(crate) use explain::{Explained, explain};
@@ -112,6 +114,8 @@ pub(crate) enum Read {
     Merge(Box<Merge>),
     /// Into a scratch database, and finished there.
     Gather(Box<Gather>),
+    /// From the lake into a scratch database, and finished there.
+    Lake(Box<LakeRead>),
 }
 
 /// Reading into scratch tables.
@@ -284,16 +288,7 @@ impl Plan {
             let step = Step::Pragma { sql: sql.to_owned() };
             return Ok(Self { columns, parameter_count, step, kept: Vec::new() });
         }
-        let mut prepared = catalog.mirror.prepare(sql)?;
-        see_common_columns(sql, catalog, &mut prepared)?;
-        if prepared.readonly {
-            // SQLite does not tell of a table in a subquery of which it needs no column.
-            for name in sql_text::names_after(sql, 1) {
-                if let Some(table) = catalog.table(&name) {
-                    prepared.uses.reads.entry(table.shape.name.clone()).or_default();
-                }
-            }
-        }
+        let prepared = Self::compile(sql, catalog)?;
         let step = if let Some(target) = maintained(first, sql, catalog)? {
             Step::Write { target, sql: sql.to_owned(), reference: true }
         } else if first == "EXPLAIN" || first == "PRAGMA" {
@@ -323,6 +318,21 @@ impl Plan {
             },
             Err(plan) => plan,
         })
+    }
+
+    /// Has SQLite compile a statement, and says which tables it uses.
+    fn compile(sql: &str, catalog: &mut Catalog) -> Result<Prepared, Error> {
+        let mut prepared = catalog.mirror.prepare(sql)?;
+        see_common_columns(sql, catalog, &mut prepared)?;
+        if prepared.readonly {
+            // SQLite does not tell of a table in a subquery of which it needs no column.
+            for name in sql_text::names_after(sql, 1) {
+                if let Some(table) = catalog.table(&name) {
+                    prepared.uses.reads.entry(table.shape.name.clone()).or_default();
+                }
+            }
+        }
+        Ok(prepared)
     }
 
     /// Whether it may be kept for later.

@@ -12,7 +12,7 @@ use sqlparser::ast::{
 use super::predicate::{self, FromClause};
 use super::{Gather, GatherKind, Input, Plan, Read, Step, Target, aggregate, merge, never, parse, placements};
 use crate::affinity::Affinity;
-use crate::catalog::{Catalog, Placement, Prepared, Table, unsupported};
+use crate::catalog::{Catalog, ColumnInfo, Placement, Prepared, Shape, Table, unsupported};
 use crate::sql_text::{self, quote};
 
 /// Plans a statement that SQLite has compiled and that only reads.
@@ -127,14 +127,14 @@ fn of_schema(name: &str) -> bool {
 }
 
 /// How many FROM items there are if every table the statement reads is one of them; a view would bring others.
-fn mentioned(tables: &[(&str, &Placement)], from: &FromClause<'_>) -> usize {
+pub(super) fn mentioned(tables: &[(&str, &Placement)], from: &FromClause<'_>) -> usize {
     let all =
         tables.iter().all(|(name, _)| from.tables.iter().any(|item| item.table.shape.name.eq_ignore_ascii_case(name)));
     if all { from.tables.len() } else { usize::MAX }
 }
 
 /// The one SELECT of a query without WITH and compounds.
-fn plain_select(query: &Query) -> Option<&Select> {
+pub(super) fn plain_select(query: &Query) -> Option<&Select> {
     match query.body.as_ref() {
         SetExpr::Select(select)
             if query.with.is_none()
@@ -179,7 +179,7 @@ pub(super) fn aggregate_name(function: &Function) -> Option<String> {
     (AGGREGATES.contains(&name.as_str()) && !scalar).then_some(name)
 }
 
-fn is_aggregate(query: &Query, select: &Select) -> bool {
+pub(super) fn is_aggregate(query: &Query, select: &Select) -> bool {
     let grouped = !matches!(&select.group_by, GroupByExpr::Expressions(terms, _) if terms.is_empty());
     grouped
         || select.having.is_some()
@@ -189,7 +189,7 @@ fn is_aggregate(query: &Query, select: &Select) -> bool {
         )
 }
 
-fn has_windows(query: &Query) -> bool {
+pub(super) fn has_windows(query: &Query) -> bool {
     any_expression(query, |expression| matches!(expression, Expr::Function(function) if function.over.is_some()))
 }
 
@@ -341,17 +341,10 @@ fn gather(numbered: &str, catalog: &Catalog, prepared: &Prepared, query: Option<
         let mut alias = table.shape.name.clone();
         let mut filter = String::new();
         if let (Some(query), Some(from)) = (query, &from)
-            && predicate::mentions(query, name) == 1
-            && let Some(place) = from.tables.iter().position(|item| item.table.shape.name == table.shape.name)
-            && !from.tables[place].nullable
+            && let Some((place, conditions)) = local_conditions(query, from, table)
         {
             alias.clone_from(&from.tables[place].alias);
-            let conditions: Vec<String> = from
-                .conjuncts
-                .iter()
-                .filter(|conjunct| predicate::belongs_to(conjunct, &from.tables, place))
-                .map(|conjunct| format!("({conjunct})"))
-                .collect();
+            let conditions: Vec<String> = conditions.iter().map(|conjunct| format!("({conjunct})")).collect();
             if !conditions.is_empty() {
                 filter = format!(" WHERE {}", conditions.join(" AND "));
             }
@@ -364,6 +357,40 @@ fn gather(numbered: &str, catalog: &Catalog, prepared: &Prepared, query: Option<
     Ok(Gather { kind: GatherKind::Rows, inputs, views: catalog.views()?, finish: numbered.to_owned(), fallback: None })
 }
 
+/// A table's place in a FROM clause, and the conditions that every row of it which the query needs meets; `None` where the query
+/// reads it in several places, or needs rows that meet none.
+pub(super) fn local_conditions<'a>(
+    query: &Query,
+    from: &'a FromClause<'_>,
+    table: &Table,
+) -> Option<(usize, Vec<&'a Expr>)> {
+    if predicate::mentions(query, &table.shape.name) != 1 {
+        return None;
+    }
+    let place = from.tables.iter().position(|item| item.table.shape.name == table.shape.name)?;
+    if from.tables[place].nullable {
+        return None;
+    }
+    let local = |conjunct: &&Expr| predicate::belongs_to(conjunct, &from.tables, place);
+    Some((place, from.conjuncts.iter().filter(local).collect()))
+}
+
+/// A scratch table of the same columns as a table.
+pub(super) fn scratch_table(shape: &Shape) -> String {
+    let definition = |(index, column): (usize, &ColumnInfo)| {
+        let declared = match column.affinity {
+            _ if shape.rowid_alias == Some(index) => " INTEGER PRIMARY KEY",
+            Affinity::Blob => "",
+            Affinity::Text => " TEXT",
+            Affinity::Numeric => " NUMERIC",
+            Affinity::Real => " REAL",
+        };
+        format!("{}{declared} COLLATE {}", quote(&column.name), column.collation.name())
+    };
+    let definitions: Vec<String> = shape.columns.iter().enumerate().map(definition).collect();
+    format!("CREATE TABLE {} ({})", quote(&shape.name), definitions.join(", "))
+}
+
 /// A scratch table of the same columns as `table`, and the SELECT that fills those used.
 pub(super) fn input(
     table: &Table,
@@ -373,22 +400,9 @@ pub(super) fn input(
     tail: &str,
 ) -> Result<Input, Error> {
     let shape = &table.shape;
-    let mut definitions = Vec::new();
-    let mut columns = Vec::new();
-    for (index, column) in shape.columns.iter().enumerate() {
-        let name = quote(&column.name);
-        let declared = match column.affinity {
-            _ if shape.rowid_alias == Some(index) => " INTEGER PRIMARY KEY",
-            Affinity::Blob => "",
-            Affinity::Text => " TEXT",
-            Affinity::Numeric => " NUMERIC",
-            Affinity::Real => " REAL",
-        };
-        definitions.push(format!("{name}{declared} COLLATE {}", column.collation.name()));
-        if used.iter().any(|used| used.eq_ignore_ascii_case(&column.name)) {
-            columns.push(name);
-        }
-    }
+    let names = shape.columns.iter().map(|column| &column.name);
+    let mut columns: Vec<String> =
+        names.filter(|name| used.iter().any(|used| used.eq_ignore_ascii_case(name))).map(|name| quote(name)).collect();
     // Rows are in the order of their rowids there, too, which SQLite reads them in.
     let rowid = shape.hidden_rowid();
     if let Some(rowid) = rowid {
@@ -406,7 +420,7 @@ pub(super) fn input(
         table: shape.name.clone(),
         target,
         sql: format!("SELECT {selected} FROM {name}{renamed}{tail}"),
-        create: format!("CREATE TABLE {name} ({})", definitions.join(", ")),
+        create: scratch_table(shape),
         insert: format!("INSERT INTO {name} ({inserted}) VALUES ({places})"),
         has_rowid: rowid.is_some(),
     })

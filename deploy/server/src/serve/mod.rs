@@ -24,6 +24,7 @@ use dosql_actors::cdc::Cdc;
 use dosql_actors::host::actix::{Node, NodeConfig, NodeError, S3Settings};
 use dosql_actors::runtime::{AutoShard, Settings, SettingsError};
 use dosql_actors::shard::Shard;
+use dosql_analytics::Analytics;
 use dosql_lake::{Catalog, Lake};
 use dosql_router::{Router, VSchema};
 use tokio::net::TcpListener;
@@ -110,6 +111,7 @@ pub(crate) async fn run(options: Options) -> Result<(), ServeError> {
     node.register::<Router>()?;
     node.register::<Lake>()?;
     node.register::<Catalog>()?;
+    node.register::<Analytics>()?;
     node.resume()?;
 
     let (stop, stopping) = watch::channel(false);

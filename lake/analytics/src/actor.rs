@@ -13,7 +13,7 @@ use dosql_proto::{
     AnalyticsProtocol, AnalyticsReply, AnalyticsRequest, Closed, Error, ErrorCode, LakeDeclined, LakeRows, LakeScan,
     LakeScanStats, analytics_reply::Reply, analytics_request::Request,
 };
-use futures_util::channel::mpsc;
+use futures_channel::mpsc;
 use futures_util::future::{Either, select};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use parquet::file::metadata::ParquetMetaData;
@@ -139,11 +139,10 @@ impl Shared {
     /// Starts reading.
     async fn begin(&self, scan: TableScan, request: &LakeScan) -> Result<Running, Error> {
         let names = scan.names();
-        let footers: Vec<Arc<ParquetMetaData>> =
-            stream::iter(scan.files.iter().map(|file| self.footers.of(file, &names)))
-                .buffered(FOOTERS_AT_ONCE)
-                .try_collect()
-                .await?;
+        let footers: Vec<Arc<ParquetMetaData>> = stream::iter(scan.files.iter().map(|file| self.footers.of(file)))
+            .buffered(FOOTERS_AT_ONCE)
+            .try_collect()
+            .await?;
         let mut stats = LakeScanStats {
             files: scan.files.len() as u64 + scan.files_skipped,
             files_skipped: scan.files_skipped,

@@ -15,7 +15,7 @@ use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use dosql_lake::scan::{TableScan, Values};
 use dosql_proto::{Error, ErrorCode, LakeAggregate, LakeScanStats, Row};
-use futures_util::channel::mpsc;
+use futures_channel::mpsc;
 use futures_util::{SinkExt, StreamExt};
 use prost::Message;
 use tokio::runtime::Runtime;

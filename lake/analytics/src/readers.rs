@@ -14,7 +14,7 @@ use datafusion::error::{DataFusionError, Result as EngineResult};
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use dosql_actors::ObjectStore;
 use dosql_lake::scan::bytes_of;
-use futures_util::channel::{mpsc, oneshot};
+use futures_channel::{mpsc, oneshot};
 use futures_util::future::{BoxFuture, try_join_all};
 use futures_util::{FutureExt, StreamExt};
 use parquet::arrow::arrow_reader::ArrowReaderOptions;

@@ -1,7 +1,10 @@
 //! What every reader of the lake does with a request before it looks at files.
 
 use dosql_actors::{Call, Context};
-use dosql_proto::{CdcProtocol, CdcRequest, Error, ErrorCode, FlushLake, LakeScan, Position, cdc_reply, cdc_request};
+use dosql_proto::{
+    CdcProtocol, CdcRequest, Error, ErrorCode, FlushLake, LakeOptionsRequest, LakeProtocol, LakeRequest, LakeScan,
+    Position, cdc_reply, cdc_request, lake_reply, lake_request,
+};
 
 /// Refuses a request that refers to columns which it does not name.
 ///

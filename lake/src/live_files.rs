@@ -11,7 +11,7 @@ use dosql_actors::ObjectStore;
 use iceberg::io::FileIO;
 use iceberg::spec::{DataContentType, DataFile, FormatVersion, ManifestEntryRef, ManifestFile, ManifestList, Snapshot};
 use parquet::arrow::PARQUET_FIELD_ID_META_KEY;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
 use crate::LakeError;
 use crate::columns::{LakeColumns, Meta, Source};
@@ -119,7 +119,7 @@ impl LakeTable {
             let bytes = self.read(objects, url).await?;
             let malformed =
                 || LakeError::Malformed { path: url.to_owned(), reason: "not a position delete file".to_owned() };
-            for batch in ParquetRecordBatchReaderBuilder::try_new(bytes)?.with_batch_size(BATCH_ROWS).build()? {
+            for batch in reader(bytes)? {
                 let batch = batch?;
                 let paths = batch.column_by_name("file_path").and_then(|column| column.as_string_opt::<i32>());
                 let rows = batch.column_by_name("pos").and_then(|column| column.as_primitive_opt::<Int64Type>());
@@ -143,6 +143,12 @@ impl LakeTable {
     }
 }
 
+/// The batches of a file, in the types that Parquet names: a program that wrote it may have preferred others in Arrow.
+fn reader(bytes: Bytes) -> Result<ParquetRecordBatchReader, LakeError> {
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    Ok(ParquetRecordBatchReaderBuilder::try_new_with_options(bytes, options)?.with_batch_size(BATCH_ROWS).build()?)
+}
+
 /// The rows of a data file that are not deleted, batch by batch, in the table's present columns.
 pub(crate) struct LiveRows<'a> {
     columns: &'a LakeColumns,
@@ -154,8 +160,7 @@ pub(crate) struct LiveRows<'a> {
 
 impl<'a> LiveRows<'a> {
     pub(crate) fn new(columns: &'a LakeColumns, bytes: Bytes, deleted: &'a [i64]) -> Result<Self, LakeError> {
-        let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)?.with_batch_size(BATCH_ROWS).build()?;
-        Ok(Self { columns, reader, deleted, next_row: 0 })
+        Ok(Self { columns, reader: reader(bytes)?, deleted, next_row: 0 })
     }
 
     fn live(&mut self, batch: &RecordBatch) -> Result<(RecordBatch, Vec<i64>), LakeError> {

@@ -42,7 +42,9 @@ def rows(table, **scan) -> dict:
 
 
 def foreign(*ids: int) -> pyarrow.Table:
-    return pyarrow.table({"id": list(ids), "v": ["foreign"] * len(ids)})
+    """Rows of no shard; the partition column must be named."""
+    never = pyarrow.nulls(len(ids), pyarrow.timestamp("us", "UTC"))
+    return pyarrow.table({"id": list(ids), "v": ["foreign"] * len(ids), "_committed_at": never})
 
 
 def test_tables_are_found_and_read(server, catalog):

@@ -326,9 +326,9 @@ fn the_lake_has_everything_once_through_storms() {
     let sum = |count: fn(&Told) -> u64| told.iter().map(count).sum::<u64>();
     let counts = BTreeMap::from([
         ("deaths of the lake", (sum(|told| told.deaths), 4 * number)),
-        ("failed object operations", (sum(|told| told.faults.object_errors), 4 * number)),
+        ("failed object operations", (sum(|told| told.faults.object_errors), 3 * number)),
         ("slow object operations", (sum(|told| told.faults.slow_objects), 4 * number)),
-        ("stale listings", (sum(|told| told.faults.stale_listings), number)),
+        ("stale listings", (sum(|told| told.faults.stale_listings), number / 2)),
         ("compactions", (sum(|told| told.compactions), 3 * number)),
         ("objects cleaned up", (sum(|told| told.cleaned), 4 * number)),
         ("records given to the second writer", (sum(|told| told.delivered), 8 * number)),

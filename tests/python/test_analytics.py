@@ -134,7 +134,8 @@ class Twins:
         yield "SELECT * FROM names WHERE name = 'nAME 3' OR points > 7", ()
         yield "SELECT COUNT(*), COUNT(n), SUM(id), MIN(name), MAX(name), MIN(id), MAX(data) FROM items", ()
         yield "SELECT name, COUNT(*), MIN(id) FROM items GROUP BY name", ()
-        yield "SELECT DISTINCT data FROM items", ()
+        # Of 0 and 0.0 either may stand for both.
+        yield "SELECT DISTINCT data, typeof(data) FROM items", ()
         yield "SELECT a.id, b.points FROM items a LEFT JOIN names b ON b.points = a.id WHERE a.id > 3", ()
         yield "SELECT COUNT(*) FROM items WHERE id IN (SELECT points FROM names)", ()
         yield "SELECT day, COUNT(*) FROM items WHERE day >= '2024-01-01' GROUP BY day", ()

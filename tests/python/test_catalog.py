@@ -1,6 +1,7 @@
 """The lake's REST catalog as other engines use it: PyIceberg and DuckDB attach by URL, read, and commit beside the lake's writer."""
 
 import threading
+import time
 
 import pyarrow
 import pytest
@@ -200,6 +201,10 @@ def test_writers_at_once(server, catalog):
         expected |= {id: "own", id % 10: f"new {id}"}
         server.flush()
         id += 1
+        # A program that reads, writes and commits slower than this flushes would never have its turn.
+        before, until = len(appended), time.monotonic() + 5
+        while len(appended) == before and any(program.is_alive() for program in programs) and time.monotonic() < until:
+            time.sleep(0.01)
     assert sorted(appended) == [*range(1000, 1006), *range(2000, 2006)]
     server.flush()
     assert rows(catalog.load_table("default.t")) == expected | dict.fromkeys(appended, "foreign")

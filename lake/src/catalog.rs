@@ -22,7 +22,7 @@ const MOST_CONFLICTS: u32 = 5;
 /// The lake writer's own properties of a table.
 const OWN_PROPERTIES: &str = "dosql.";
 
-/// See the [module](self).
+/// The lake's tables as other programs find them in the Iceberg REST catalog, and commit to them.
 pub struct Catalog {
     context: Context,
 }

@@ -12,10 +12,10 @@ use futures_util::future::try_join_all;
 use rusqlite::Connection;
 
 use super::cursor::Cursor;
-use super::gather::{Finish, MAX_ATTEMPTS};
+use super::gather::Finish;
 use super::read::Reading;
 use super::scope::encoded;
-use super::{Scope, Shared, shards};
+use super::{Scope, Shared};
 use crate::plan::{Condition, LakeInput, LakeRead};
 
 /// The actor that reads the lake.
@@ -69,11 +69,7 @@ impl Shared {
                 (Err(error), _) => Err(error),
             };
             match outcome.map_err(|error| self.explain_full(error)) {
-                Err(error)
-                    if attempt < MAX_ATTEMPTS
-                        && (shards::transient(&error) || error.code() == ErrorCode::UnknownCursor)
-                        && self.context.now_ms() < scope.deadline_ms =>
-                {
+                Err(error) if self.begins_again(attempt, &error, scope) => {
                     attempt += 1;
                 }
                 outcome => return outcome,

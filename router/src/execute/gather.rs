@@ -13,7 +13,7 @@ use super::cursor::Cursor;
 use super::read::Reading;
 use super::scope::encoded;
 use super::shard_rows::Asked;
-use super::{Scope, Shared, shards};
+use super::{Scope, Shared};
 use crate::plan::{Gather, Input};
 use crate::sql_text;
 
@@ -21,8 +21,6 @@ use crate::sql_text;
 const BATCH_BYTES: std::ops::RangeInclusive<u64> = 8 << 10..=1 << 20;
 /// A decoded row takes up to so many times the bytes of its encoding.
 const DECODED: u64 = 8;
-/// How often a gathering that a lost batch spoiled is begun again.
-pub(super) const MAX_ATTEMPTS: u32 = 5;
 
 /// What is run on gathered rows.
 #[derive(Clone, Copy)]
@@ -54,11 +52,7 @@ impl Shared {
                 (Err(error), Some(fallback)) if error.message.contains("integer overflow") => {
                     return Box::pin(self.gather(fallback, reading, call)).await;
                 }
-                (Err(error), _)
-                    if attempt < MAX_ATTEMPTS
-                        && (shards::transient(&error) || error.code() == ErrorCode::UnknownCursor)
-                        && self.context.now_ms() < call.deadline_ms =>
-                {
+                (Err(error), _) if self.begins_again(attempt, &error, call) => {
                     attempt += 1;
                 }
                 (outcome, _) => return outcome,

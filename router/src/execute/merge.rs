@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::VecDeque;
 
 use dosql_proto::value::Kind;
-use dosql_proto::{Error, ErrorCode, Row, Statement, Value};
+use dosql_proto::{Error, Row, Statement, Value};
 use futures_util::stream::{self, StreamExt};
 use prost::Message;
 
@@ -12,14 +12,12 @@ use super::chain::{Chain, Quota};
 use super::cursor::Cursor;
 use super::read::Reading;
 use super::shard_rows::{Asked, ShardRows};
-use super::{Scope, Shared, shards};
+use super::{Scope, Shared};
 use crate::plan::{Limit, Merge, SortKey};
 use crate::sql_text;
 
 /// The least and the most that a shard is asked for at a time, in bytes.
 const BATCH_BYTES: std::ops::RangeInclusive<u64> = 16 << 10..=256 << 10;
-/// How often a merge whose first rows got lost is begun again.
-const MAX_ATTEMPTS: u32 = 5;
 
 /// A merge under way.
 pub(super) struct Merging {
@@ -79,11 +77,7 @@ impl Shared {
                 Err(error) => Err(error),
             };
             match outcome {
-                Err(error)
-                    if attempt < MAX_ATTEMPTS
-                        && (shards::transient(&error) || error.code() == ErrorCode::UnknownCursor)
-                        && self.context.now_ms() < scope.deadline_ms =>
-                {
+                Err(error) if self.begins_again(attempt, &error, scope) => {
                     attempt += 1;
                 }
                 outcome => return outcome,

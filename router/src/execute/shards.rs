@@ -16,6 +16,8 @@ const LONGEST_PAUSE_MS: u64 = 2_000;
 /// The same where a transaction holds a lock; a part of it at random, so that those who wait do not return together.
 const SHORTEST_LOCK_PAUSE_MS: u64 = 4;
 const LONGEST_LOCK_PAUSE_MS: u64 = 64;
+/// How many attempts a read gets whose batches get lost, the first one included.
+const MAX_ATTEMPTS: u32 = 5;
 
 impl Shared {
     /// Asks a shard once.
@@ -101,6 +103,13 @@ impl Shared {
     /// The id under which a shard remembers its part of a request.
     pub(super) fn part_id(&self, request_id: &str, shard: usize) -> String {
         format!("{request_id}@{}", self.catalog.borrow().shards[shard])
+    }
+
+    /// Whether a read that has failed in this attempt, counted from 1, is to be begun again.
+    pub(super) fn begins_again(&self, attempt: u32, error: &Error, scope: &Scope) -> bool {
+        attempt < MAX_ATTEMPTS
+            && (transient(error) || error.code() == ErrorCode::UnknownCursor)
+            && self.context.now_ms() < scope.deadline_ms
     }
 }
 

@@ -9,7 +9,7 @@ use dosql_proto::{Error, ErrorCode, Row, Value, value::Kind};
 use prost::Message;
 use rusqlite::Connection;
 
-use super::change::Place;
+use super::place::Place;
 use super::renaming::Renaming;
 use super::table::{Placement, Shape, Table};
 use super::{Catalog, unsupported};

@@ -6,6 +6,7 @@ mod change;
 mod decisions;
 mod lookup;
 mod mirror;
+mod place;
 mod reconcile;
 mod renaming;
 mod sequences;
@@ -32,7 +33,7 @@ pub(crate) use topology::Placed;
 use crate::affinity::Converter;
 use crate::vindex::{Shard, Vindex};
 use crate::vschema::{self, AutoIncrement, VSchema, VindexEntry};
-use change::Place;
+use place::Place;
 use versions::Version;
 
 const TABLES: &str = "

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use dosql_actors::sql_value::sql_error;
 use dosql_proto::{Error, ErrorCode};
 
-use super::change::{Change, Outcome, Part, Place};
+use super::change::{Change, Outcome, Part};
+use super::place::Place;
 use super::table::{Placement, Shape};
 use super::{Catalog, unsupported, versions};
 use crate::sql_text::{has_name, quote};

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use dosql_proto::Error;
 
-use super::change::{Place, unsupported};
+use super::change::unsupported;
+use super::place::Place;
 use super::table::{Shape, Table};
 use super::{Catalog, Ddl};
 use crate::vschema::{TableEntry, VSchema};

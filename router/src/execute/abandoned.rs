@@ -4,7 +4,7 @@ use dosql_actors::Call;
 use dosql_proto::{Ending, Error, ShardStatusRequest, shard_reply::Reply, shard_request::Request};
 
 use super::Shared;
-use super::transact::ROLLBACK_TIMEOUT_MS;
+use super::endings::ROLLBACK_TIMEOUT_MS;
 
 impl Shared {
     /// Rolls back, on all shards that can be reached, what is prepared there and was never decided. Shards ask by themselves what

@@ -7,9 +7,11 @@ mod chain;
 mod collect;
 mod cursor;
 mod ddl;
+mod endings;
 mod fill;
 mod gate;
 mod gather;
+mod in_flight;
 mod join;
 mod lake;
 mod load;
@@ -52,10 +54,10 @@ use crate::replicas::Replicas;
 use crate::transaction::Live;
 use cursor::{Cursor, Cursors};
 use gate::Gate;
+use in_flight::InFlight;
 use read::Reading;
 pub(crate) use scope::Scope;
 use session::{Control, Sessions};
-use transact::InFlight;
 
 /// The size a batch is cut at unless the request says otherwise, in bytes.
 const DEFAULT_BATCH_BYTES: u32 = 256 << 10;

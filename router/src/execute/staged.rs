@@ -236,12 +236,12 @@ fn integer(value: &Value) -> Option<i64> {
     }
 }
 
-/// Whether two values of a key are one, 1 and 1.0 included.
-fn same_key(one: &Value, other: &Value) -> bool {
-    match (&one.kind, &other.kind) {
-        (Some(Kind::Integer(integer)), Some(Kind::Real(real)))
-        | (Some(Kind::Real(real)), Some(Kind::Integer(integer))) => *integer as f64 == *real,
-        _ => one == other,
+/// A value of a key as all that SQLite holds equal to it: 1 for 1.0.
+fn canonical(value: &Value) -> Value {
+    match value.kind {
+        // An i64 reaches up to, and not to, 2^63.
+        Some(Kind::Real(real)) if real as i64 as f64 == real && real < i64::MAX as f64 => (real as i64).into(),
+        _ => value.clone(),
     }
 }
 
@@ -369,7 +369,7 @@ fn read_changes(
             let Some(side) = side else { continue };
             let image = image(side);
             let identity: Vec<Value> = table.identity.iter().map(|index| image[*index].clone()).collect();
-            let key = Row { values: identity.clone() }.encode_to_vec();
+            let key = Row { values: identity.iter().map(canonical).collect() }.encode_to_vec();
             if known.insert(key) {
                 rows.push(Seen { identity, before: old.then_some(image) });
             }
@@ -401,7 +401,11 @@ fn read_changes(
             };
             // Under a collation, the key may have found another row that has replaced this one.
             let after = after.filter(|after| {
-                table.identity.iter().zip(&row.identity).all(|(place, known)| same_key(&after[*place], known))
+                table
+                    .identity
+                    .iter()
+                    .zip(&row.identity)
+                    .all(|(place, known)| canonical(&after[*place]) == canonical(known))
             });
             if row.before.is_some() || after.is_some() {
                 changed.push(ChangedRow { before: row.before, after });

@@ -141,3 +141,22 @@ async fn triggers_that_foreign_keys_fire() {
     )
     .await;
 }
+
+#[tokio::test]
+async fn keys_that_are_equal_and_of_another_type() {
+    same(
+        "equal-keys",
+        &[
+            "CREATE TABLE t (k PRIMARY KEY, v)",
+            "CREATE TABLE o (k PRIMARY KEY, v UNIQUE)",
+            "INSERT INTO t VALUES (2, 'a'), (9007199254740993, 'b'), (9223372036854775807, 'c')",
+            "INSERT INTO o VALUES (2, 1), (3, 2)",
+            "REPLACE INTO t VALUES (2.0, (SELECT count(*) FROM o)), (9007199254740992.0, 5), (9223372036854775808.0, 6)",
+            "SELECT k, typeof(k), v FROM t",
+            "REPLACE INTO o SELECT k + 0.0, v + 1 FROM o WHERE k = 2",
+            "INSERT INTO o VALUES (3.0, 9) ON CONFLICT (k) DO UPDATE SET k = 3.0, v = (SELECT max(v) + 1 FROM o)",
+            "SELECT k, typeof(k), v FROM o",
+        ],
+    )
+    .await;
+}

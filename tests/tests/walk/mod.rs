@@ -3,7 +3,7 @@
 
 pub(crate) mod checks;
 pub(crate) mod client;
-#[path = "../../../lake/tests/support/reading.rs"]
+#[path = "../../../lake/tests/lake/reading.rs"]
 pub(crate) mod reading;
 
 use std::collections::BTreeMap;

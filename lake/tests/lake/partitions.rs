@@ -1,30 +1,17 @@
 //! Partition specs and sort orders: where rows go, that deletes find them, and what changing the choice does.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::disallowed_methods,
-    reason = "a test fails by panicking, and is no actor"
-)]
-
-#[path = "support/choosing.rs"]
-mod choosing;
-#[path = "support/reading.rs"]
-mod reading;
-#[path = "support/records.rs"]
-mod records;
-mod support;
-
 use std::collections::BTreeSet;
 
-use choosing::configure;
 use dosql_actors::Settings;
 use dosql_proto::{
     CompactionMode, Error, ErrorCode, LakeCompact, LakeCompaction, SchemaChange, Value, WalRecord, WalTable,
     lake_reply, lake_request,
 };
-use records::{NOON_MS, inserts, row_change, table};
-use support::World;
+
+use crate::choosing::configure;
+use crate::reading;
+use crate::records::{NOON_MS, inserts, row_change, table};
+use crate::support::World;
 
 const BASE: &str = "memory://lake/";
 

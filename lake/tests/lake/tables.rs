@@ -1,26 +1,16 @@
 //! What becomes of values, schema changes, and a buffer that fills.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::disallowed_methods,
-    reason = "a test fails by panicking, and is no actor"
-)]
-
-#[path = "support/reading.rs"]
-mod reading;
-#[path = "support/records.rs"]
-mod records;
-mod support;
-
 use dosql_actors::Settings;
 use dosql_proto::{
     CompactionMode, ErrorCode, LakeCleaned, Operation, Row, RowChange, SchemaChange, Value, WalRecord, value::Kind,
 };
-use records::{NOON_MS, inserts, table};
-use support::World;
+
+use crate::reading;
+use crate::records::{NOON_MS, inserts, table};
+use crate::support::World;
 
 const BASE: &str = "memory://lake/";
+
 fn world(settings: Settings) -> World {
     World::new(1, BASE, settings)
 }

@@ -1,13 +1,11 @@
 //! Setting options of tables.
 
-#![allow(unreachable_pub, reason = "shared by test programs")]
-
 use dosql_proto::{Error, LakeConfigure, LakeOption, lake_reply, lake_request};
 
 use crate::support::World;
 
 /// Sets and resets options; answers with all of the table's.
-pub fn configure(
+pub(crate) fn configure(
     world: &mut World,
     table: &str,
     set: &[(&str, &str)],

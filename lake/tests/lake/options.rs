@@ -1,26 +1,13 @@
 //! What an operator chooses for a table: which lake tables it has, how its files are written, and what becomes of misfits.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::disallowed_methods,
-    reason = "a test fails by panicking, and is no actor"
-)]
-
-#[path = "support/choosing.rs"]
-mod choosing;
-#[path = "support/reading.rs"]
-mod reading;
-#[path = "support/records.rs"]
-mod records;
-mod support;
-
-use choosing::configure;
 use dosql_actors::Settings;
 use dosql_proto::{ErrorCode, LakeOptionsRequest, SchemaChange, Value, WalRecord, WalTable, lake_reply, lake_request};
 use parquet::file::reader::{FileReader, SerializedFileReader};
-use records::{NOON_MS, inserts, row_change, table};
-use support::World;
+
+use crate::choosing::configure;
+use crate::reading;
+use crate::records::{NOON_MS, inserts, row_change, table};
+use crate::support::World;
 
 const BASE: &str = "memory://lake/";
 

@@ -1,7 +1,6 @@
 //! A host for one lake actor: objects in memory that fail on request, a clock that stands still, seeded randomness.
 
 #![allow(clippy::disallowed_methods, reason = "this is a host: it gives the actor its world")]
-#![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -26,7 +25,7 @@ use rusqlite::Connection;
 
 /// What happens to an operation on an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// It fails without effect.
     Before,
     /// It takes effect, and fails.
@@ -39,23 +38,23 @@ pub enum Fault {
 
 /// Objects in memory.
 #[derive(Default)]
-pub struct Objects {
-    pub files: RefCell<BTreeMap<String, Bytes>>,
+pub(crate) struct Objects {
+    pub(crate) files: RefCell<BTreeMap<String, Bytes>>,
     /// Operations so far.
-    pub operations: Cell<u64>,
+    pub(crate) operations: Cell<u64>,
     /// Which operation fails, and how.
-    pub fault: Cell<Option<(u64, Fault)>>,
-    pub down: Cell<bool>,
+    pub(crate) fault: Cell<Option<(u64, Fault)>>,
+    pub(crate) down: Cell<bool>,
     /// Before which operation something else happens, once.
-    pub meanwhile: RefCell<Option<(u64, Meanwhile)>>,
+    pub(crate) meanwhile: RefCell<Option<(u64, Meanwhile)>>,
     /// When each was last written.
-    pub modified_ms: RefCell<BTreeMap<String, u64>>,
-    pub now_ms: Rc<Cell<u64>>,
-    pub base: String,
+    pub(crate) modified_ms: RefCell<BTreeMap<String, u64>>,
+    pub(crate) now_ms: Rc<Cell<u64>>,
+    pub(crate) base: String,
 }
 
 /// Something that happens.
-pub type Meanwhile = Box<dyn FnOnce()>;
+pub(crate) type Meanwhile = Box<dyn FnOnce()>;
 
 impl Objects {
     /// Does an operation, or fails it.
@@ -197,7 +196,7 @@ impl Host for TestHost {
 }
 
 /// A step of splitmix64.
-pub fn next_random(state: &Cell<u64>) -> u64 {
+pub(crate) fn next_random(state: &Cell<u64>) -> u64 {
     state.set(state.get().wrapping_add(0x9E37_79B9_7F4A_7C15));
     let mut value = state.get();
     value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -206,25 +205,25 @@ pub fn next_random(state: &Cell<u64>) -> u64 {
 }
 
 /// A lake actor and its world.
-pub struct World {
-    pub objects: Rc<Objects>,
-    pub now_ms: Rc<Cell<u64>>,
-    pub alarm: Rc<Cell<Option<u64>>>,
-    pub lake: Option<Lake>,
+pub(crate) struct World {
+    pub(crate) objects: Rc<Objects>,
+    pub(crate) now_ms: Rc<Cell<u64>>,
+    pub(crate) alarm: Rc<Cell<Option<u64>>>,
+    pub(crate) lake: Option<Lake>,
     context: Context,
     // Keeps the database in memory alive between incarnations.
     _database: Connection,
 }
 
 impl World {
-    pub fn new(seed: u64, base: &str, settings: Settings) -> Self {
+    pub(crate) fn new(seed: u64, base: &str, settings: Settings) -> Self {
         let now_ms = Rc::new(Cell::new(1_767_225_600_000));
         let objects = Rc::new(Objects { base: base.to_owned(), now_ms: Rc::clone(&now_ms), ..Objects::default() });
         Self::on(objects, now_ms, seed, settings)
     }
 
     /// A lake actor with a database of its own over these objects.
-    pub fn on(objects: Rc<Objects>, now_ms: Rc<Cell<u64>>, seed: u64, settings: Settings) -> Self {
+    pub(crate) fn on(objects: Rc<Objects>, now_ms: Rc<Cell<u64>>, seed: u64, settings: Settings) -> Self {
         thread_local!(static WORLDS: Cell<u64> = const { Cell::new(0) });
         let number = WORLDS.with(|worlds| worlds.replace(worlds.get() + 1));
         let database = format!("file:lake-{:?}-{number}?mode=memory&cache=shared", std::thread::current().id());
@@ -243,19 +242,19 @@ impl World {
     }
 
     /// The same lake, without the actor's database.
-    pub fn without_database(&self, seed: u64) -> Self {
+    pub(crate) fn without_database(&self, seed: u64) -> Self {
         Self::on(Rc::clone(&self.objects), Rc::clone(&self.now_ms), seed, (**self.context.settings()).clone())
     }
 
     /// A new incarnation.
-    pub fn restart(&mut self) -> Result<(), Error> {
+    pub(crate) fn restart(&mut self) -> Result<(), Error> {
         self.lake = None;
         self.objects.down.set(false);
         self.lake = Some(now(Lake::start(self.context.clone()))?);
         Ok(())
     }
 
-    pub fn ask(&mut self, request: lake_request::Request) -> Result<lake_reply::Reply, Error> {
+    pub(crate) fn ask(&mut self, request: lake_request::Request) -> Result<lake_reply::Reply, Error> {
         if self.lake.is_none() {
             self.restart()?;
         }
@@ -272,25 +271,30 @@ impl World {
         }
     }
 
-    pub fn append(&mut self, shard: &str, after_lsn: u64, records: &[WalRecord]) -> Result<Vec<LakePosition>, Error> {
+    pub(crate) fn append(
+        &mut self,
+        shard: &str,
+        after_lsn: u64,
+        records: &[WalRecord],
+    ) -> Result<Vec<LakePosition>, Error> {
         let append = LakeAppend { shard: shard.to_owned(), after_lsn, records: records.to_vec() };
         self.ask(lake_request::Request::Append(append)).map(positions)
     }
 
-    pub fn flush(&mut self) -> Result<Vec<LakePosition>, Error> {
+    pub(crate) fn flush(&mut self) -> Result<Vec<LakePosition>, Error> {
         self.ask(lake_request::Request::Flush(LakeFlush {})).map(positions)
     }
 
-    pub fn positions(&mut self) -> Result<Vec<LakePosition>, Error> {
+    pub(crate) fn positions(&mut self) -> Result<Vec<LakePosition>, Error> {
         self.ask(lake_request::Request::Positions(LakePositionsRequest {})).map(positions)
     }
 
-    pub fn status(&mut self) -> LakeStatus {
+    pub(crate) fn status(&mut self) -> LakeStatus {
         self.ask(lake_request::Request::Status(LakeStatusRequest {})).map(status).unwrap()
     }
 
     /// One step of compaction.
-    pub fn compact(&mut self, table: &str, mode: CompactionMode) -> Result<Option<LakeCompaction>, Error> {
+    pub(crate) fn compact(&mut self, table: &str, mode: CompactionMode) -> Result<Option<LakeCompaction>, Error> {
         let compact = LakeCompact { table: table.to_owned(), mode: mode.into(), ..LakeCompact::default() };
         match self.ask(lake_request::Request::Compact(compact))? {
             lake_reply::Reply::Compacted(compacted) => Ok(compacted.compaction),
@@ -298,7 +302,7 @@ impl World {
         }
     }
 
-    pub fn clean_up(&mut self, table: &str, deep: bool, dry_run: bool) -> Result<LakeCleaned, Error> {
+    pub(crate) fn clean_up(&mut self, table: &str, deep: bool, dry_run: bool) -> Result<LakeCleaned, Error> {
         let cleanup = LakeCleanup { table: table.to_owned(), deep, dry_run };
         match self.ask(lake_request::Request::Cleanup(cleanup))? {
             lake_reply::Reply::Cleaned(cleaned) => Ok(cleaned),
@@ -307,7 +311,7 @@ impl World {
     }
 
     /// Compacts every table as far as it goes, and cleans it up thoroughly.
-    pub fn maintain(&mut self) -> Result<(), Error> {
+    pub(crate) fn maintain(&mut self) -> Result<(), Error> {
         for table in self.ask(lake_request::Request::Status(LakeStatusRequest {})).map(status)?.tables {
             while self.compact(&table.name, CompactionMode::Full)?.is_some() {}
             let cleaned = self.clean_up(&table.name, true, false)?;
@@ -319,7 +323,7 @@ impl World {
     }
 
     /// Lets the time pass and the alarm fire.
-    pub fn pass(&mut self, ms: u64) {
+    pub(crate) fn pass(&mut self, ms: u64) {
         self.now_ms.set(self.now_ms.get() + ms);
         if self.alarm.get().is_some_and(|at_ms| at_ms <= self.now_ms.get()) {
             self.alarm.set(None);
@@ -343,6 +347,6 @@ fn positions(reply: lake_reply::Reply) -> Vec<LakePosition> {
 }
 
 /// Nothing here waits, so every future is ready at once.
-pub fn now<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
     future.now_or_never().expect("a future waited")
 }

@@ -1,23 +1,11 @@
 //! Columns are followed by field ids: what renaming, dropping, adding and making anew does to mirror and change log.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::disallowed_methods,
-    reason = "a test fails by panicking, and is no actor"
-)]
-
-#[path = "support/reading.rs"]
-mod reading;
-#[path = "support/records.rs"]
-mod records;
-mod support;
-
 use dosql_actors::Settings;
 use dosql_proto::{CompactionMode, SchemaChange, WalRecord, WalTable};
-use reading::TextRow;
-use records::{NOON_MS, inserts, row_change, table};
-use support::World;
+
+use crate::reading::{self, TextRow};
+use crate::records::{NOON_MS, inserts, row_change, table};
+use crate::support::World;
 
 const BASE: &str = "memory://lake/";
 

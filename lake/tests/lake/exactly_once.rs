@@ -1,23 +1,14 @@
 //! A history of changes, delivered while every operation on an object fails once, in every way: the mirror holds the shards'
 //! rows and the change log every change once.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::disallowed_methods,
-    reason = "a test fails by panicking, and is no actor"
-)]
-
-#[path = "support/reading.rs"]
-mod reading;
-mod support;
-
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use dosql_actors::Settings;
 use dosql_proto::{Column, Operation, Row, RowChange, SchemaChange, Value, WalRecord, WalTable};
-use support::{Fault, World, next_random};
+
+use crate::reading;
+use crate::support::{Fault, World, next_random};
 
 const SHARDS: [&str; 2] = ["shard-0", "shard-1"];
 const DAY_MS: u64 = 86_400_000;

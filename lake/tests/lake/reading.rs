@@ -1,6 +1,6 @@
 //! Reads the lake's tables as a reader of Iceberg does: metadata, manifests, files, less deleted positions.
 
-#![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,10 +15,10 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use crate::support::{Objects, now};
 
 /// A row: the text of each cell, by column; NULLs left out.
-pub type TextRow = BTreeMap<String, String>;
+pub(crate) type TextRow = BTreeMap<String, String>;
 
 /// The newest metadata of a table.
-pub fn metadata(objects: &Objects, table: &str) -> Option<TableMetadata> {
+pub(crate) fn metadata(objects: &Objects, table: &str) -> Option<TableMetadata> {
     let files = objects.files.borrow();
     let versions = files.iter().filter_map(|(path, bytes)| {
         let version = path.strip_prefix(&format!("warehouse/default/{table}/metadata/v"))?;
@@ -29,7 +29,7 @@ pub fn metadata(objects: &Objects, table: &str) -> Option<TableMetadata> {
 }
 
 /// How many manifests a table's current snapshot lists.
-pub fn manifests(objects: &Objects, table: &str) -> usize {
+pub(crate) fn manifests(objects: &Objects, table: &str) -> usize {
     let metadata = metadata(objects, table).unwrap();
     let path = metadata.current_snapshot().unwrap().manifest_list().strip_prefix(&objects.base).unwrap();
     let list = ManifestList::parse_with_version(&objects.files.borrow()[path], FormatVersion::V2).unwrap();
@@ -37,21 +37,21 @@ pub fn manifests(objects: &Objects, table: &str) -> usize {
 }
 
 /// How many data files and delete files a table's current snapshot has.
-pub fn files(objects: &Objects, table: &str) -> (usize, usize) {
+pub(crate) fn files(objects: &Objects, table: &str) -> (usize, usize) {
     let metadata = metadata(objects, table).unwrap();
     let (data, deletes) = listed(objects, metadata.current_snapshot().unwrap());
     (data.len(), deletes.len())
 }
 
 /// The URLs of the data files of a table's current snapshot.
-pub fn data_files(objects: &Objects, table: &str) -> Vec<String> {
+pub(crate) fn data_files(objects: &Objects, table: &str) -> Vec<String> {
     let metadata = metadata(objects, table).unwrap();
     let (data, _) = listed(objects, metadata.current_snapshot().unwrap());
     data.into_iter().map(|(file, _)| file.file_path().to_owned()).collect()
 }
 
 /// The text of a column's cells in a file, in the order of its rows.
-pub fn file_column(objects: &Objects, url: &str, name: &str) -> Vec<String> {
+pub(crate) fn file_column(objects: &Objects, url: &str, name: &str) -> Vec<String> {
     let cells = |batch: &RecordBatch| {
         let column = batch.column_by_name(name).unwrap().clone();
         (0..column.len()).map(|row| array_value_to_string(&column, row).unwrap()).collect::<Vec<_>>()
@@ -60,13 +60,13 @@ pub fn file_column(objects: &Objects, url: &str, name: &str) -> Vec<String> {
 }
 
 /// Reads every snapshot of a table.
-pub fn every_snapshot(objects: &Objects, table: &str) {
+pub(crate) fn every_snapshot(objects: &Objects, table: &str) {
     let metadata = metadata(objects, table).unwrap();
     metadata.snapshots().for_each(|snapshot| drop(snapshot_rows(objects, &metadata, snapshot)));
 }
 
 /// The paths of everything that a table's snapshots consist of.
-pub fn every_object(objects: &Objects, table: &str) -> BTreeSet<String> {
+pub(crate) fn every_object(objects: &Objects, table: &str) -> BTreeSet<String> {
     let mut paths = BTreeSet::new();
     let mut add = |url: &str| paths.insert(url.strip_prefix(&objects.base).unwrap().to_owned());
     let Some(metadata) = metadata(objects, table) else { return paths };
@@ -85,7 +85,7 @@ pub fn every_object(objects: &Objects, table: &str) -> BTreeSet<String> {
 }
 
 /// The rows of a table's current snapshot. Checks what the manifests say against the files on the way.
-pub fn rows(objects: &Objects, table: &str) -> Vec<TextRow> {
+pub(crate) fn rows(objects: &Objects, table: &str) -> Vec<TextRow> {
     let Some(metadata) = metadata(objects, table) else { return Vec::new() };
     let Some(snapshot) = metadata.current_snapshot() else { return Vec::new() };
     snapshot_rows(objects, &metadata, snapshot)

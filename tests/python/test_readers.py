@@ -152,7 +152,7 @@ def history(tmp_path, monkeypatch):
 
 
 def test_engines_agree_with_sqlite(history):
-    history.insert(25)
+    history.insert(50)
     check(history, "after inserts")
     history.change(15)
     check(history, "after updates and deletes")

@@ -39,11 +39,17 @@ pub fn histories<T, E: Display>(seeds: &[u64], history: impl Fn(u64) -> Result<T
     }
     let (mut told, mut failures) = (Vec::new(), Vec::new());
     for seed in seeds {
-        match catch_unwind(AssertUnwindSafe(|| history(*seed))) {
-            Ok(Ok(one)) => told.push(one),
-            Ok(Err(failure)) => failures.push(format!("DOSQL_SEED={seed}: {failure}")),
-            Err(panic) => failures.push(format!("DOSQL_SEED={seed}: panicked: {}", message(&*panic))),
-        }
+        let failure = match catch_unwind(AssertUnwindSafe(|| history(*seed))) {
+            Ok(Ok(one)) => {
+                told.push(one);
+                continue;
+            }
+            Ok(Err(failure)) => format!("DOSQL_SEED={seed}: {failure}"),
+            Err(panic) => format!("DOSQL_SEED={seed}: panicked: {}", message(&*panic)),
+        };
+        // At once, as the others may take hours.
+        eprintln!("{failure}");
+        failures.push(failure);
     }
     assert!(failures.is_empty(), "{} of {} histories failed:\n{}", failures.len(), seeds.len(), failures.join("\n"));
     told

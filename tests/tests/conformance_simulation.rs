@@ -3,12 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use dosql_actors::host::simulation::{SimClient, Simulation, SimulationConfig};
 use dosql_actors::probe::Probe;
-use dosql_actors::{Call, Settings};
+use dosql_actors::{Actor, Call, Context, Handled, Settings};
 use dosql_proto::probe_request::Request;
 use dosql_proto::value::Kind;
 use dosql_proto::{
@@ -17,6 +19,7 @@ use dosql_proto::{
 };
 use dosql_tests::conformance::{self, Target};
 use dosql_tests::seeds::seeds;
+use rusqlite::Connection;
 
 fn simulation(seed: u64, config: SimulationConfig) -> Simulation {
     let simulation = Simulation::new(seed, config).unwrap();
@@ -222,6 +225,58 @@ fn an_isolated_actor_is_reached_again() {
         simulation.heal();
         assert_eq!(add().await.unwrap().counter, 2);
     });
+}
+
+/// An actor whose first incarnations leave a task with its storage behind, and fail.
+struct Stumbling {
+    _storage: Rc<Connection>,
+}
+
+thread_local! {
+    /// Storage that is open, and how often the actor was started.
+    static STARTS: RefCell<(Weak<Connection>, u32)> = RefCell::default();
+}
+
+impl Actor for Stumbling {
+    type Protocol = ProbeProtocol;
+
+    async fn start(context: Context) -> Result<Self, Error> {
+        let starts = STARTS.with_borrow_mut(|(open, starts)| {
+            assert!(open.upgrade().is_none(), "the last incarnation's storage is still open");
+            *starts += 1;
+            *starts
+        });
+        let storage = Rc::new(context.open_storage()?);
+        STARTS.with_borrow_mut(|(open, _)| *open = Rc::downgrade(&storage));
+        let held = Rc::clone(&storage);
+        context.spawn(async move {
+            std::future::pending::<()>().await;
+            drop(held);
+        });
+        match starts {
+            1 => Err(Error::internal("it stumbles")),
+            2 => panic!("it falls"),
+            _ => Ok(Self { _storage: storage }),
+        }
+    }
+
+    async fn handle(&mut self, _: ProbeRequest, _: &Call) -> Handled<ProbeReply> {
+        Handled::Reply(Ok(ProbeReply::default()))
+    }
+}
+
+/// Two connections to one actor's database would take each other's log away.
+#[test]
+fn what_failed_to_start_leaves_nothing_running() {
+    let simulation = Simulation::new(1, calm()).unwrap();
+    simulation.register::<Stumbling>();
+    let client = simulation.client();
+    simulation.block_on(async {
+        while ask(&client, "s", Request::Add(ProbeAdd { amount: 1 })).await.is_err() {
+            client.sleep(Duration::from_millis(50)).await;
+        }
+    });
+    assert_eq!(STARTS.with_borrow(|(_, starts)| *starts), 3);
 }
 
 /// Two simulations beside each other, as tests that run in parallel are, share nothing.

@@ -67,18 +67,18 @@ pub async fn supervise<A: Actor>(context: Context, mailbox: MailboxReceiver) {
     loop {
         let crash = match AssertUnwindSafe(A::start(context.clone())).catch_unwind().await {
             Ok(Ok(actor)) => {
-                let ended = AssertUnwindSafe(drive(actor, &context, &mailbox, &mut pause)).catch_unwind().await;
-                // Before the next incarnation opens the storage that they may still hold.
-                context.end_incarnation();
-                match ended {
-                    Ok(Ended::Closed) => return,
-                    Ok(Ended::Crashed(error)) => error.to_string(),
-                    Err(_) => "panicked".to_owned(),
+                match AssertUnwindSafe(drive(actor, &context, &mailbox, &mut pause)).catch_unwind().await {
+                    Ok(Ended::Closed) => None,
+                    Ok(Ended::Crashed(error)) => Some(error.to_string()),
+                    Err(_) => Some("panicked".to_owned()),
                 }
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "panicked while starting".to_owned(),
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("panicked while starting".to_owned()),
         };
+        // Before the next incarnation opens the storage that they may still hold; one that failed to start left some, too.
+        context.end_incarnation();
+        let Some(crash) = crash else { return };
         tracing::error!(actor = %context.address(), crash, pause_ms = pause.as_millis(), "actor crashed; restarting from storage");
         context.sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);

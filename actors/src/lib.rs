@@ -2,7 +2,7 @@
 //! [`host`]s that need no cloud.
 //!
 //! An actor is private state behind one mailbox. It reaches the world only through its [`Context`]: other actors, its own
-//! SQLite, object storage, the clock, randomness, the alarm. Everything else is forbidden to actor code by clippy
+//! SQLite, object storage, services that speak HTTP, the clock, randomness, the alarm. Everything else is forbidden to actor code by clippy
 //! (`clippy.toml` in this crate, shared with the crates of the other actors), which is what lets the same code run in one
 //! process, in a simulator and on Durable Objects.
 
@@ -21,6 +21,7 @@ pub mod sql_value;
 mod test_world;
 
 pub use runtime::{
-    Actor, Call, Context, Delivery, Handled, Host, Input, Mailbox, ObjectError, ObjectMeta, ObjectStore, Payload,
-    Settings, SettingsError, mailbox, supervise,
+    Actor, Call, CatalogAccess, CatalogSettings, Context, Delivery, Handled, Host, HttpError, HttpMethod, HttpRequest,
+    HttpResponse, Input, Mailbox, ObjectError, ObjectMeta, ObjectStore, Payload, Settings, SettingsError, mailbox,
+    supervise,
 };

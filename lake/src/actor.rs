@@ -1,6 +1,6 @@
 //! The lake actor.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use dosql_actors::{Actor, Call, Context, Handled, ObjectStore};
@@ -10,12 +10,12 @@ use dosql_proto::{
 };
 
 use crate::LakeError;
+use crate::authority::Authority;
 use crate::buffer::Buffer;
 use crate::configure;
 use crate::flush::Writer;
 use crate::index::Index;
 use crate::maintenance::Schedule;
-use crate::table::{NAMESPACE, table_directory};
 
 /// First pause after a flush that failed, in milliseconds; doubles up to [`LONGEST_PAUSE_MS`].
 const SHORTEST_PAUSE_MS: u64 = 1_000;
@@ -63,36 +63,34 @@ impl Actor for Lake {
 
     async fn start(context: Context) -> Result<Self, Error> {
         let (index, is_new) = Index::open(context.open_storage()?)?;
-        let (mut positions, mut names) = (BTreeMap::new(), BTreeSet::new());
+        let authority = Authority::of(&context);
         if is_new {
             // There may be a lake already, whose index was lost. Its tables say what they hold; the index of each is made
             // anew when it is used first.
-            let prefix = table_directory("");
-            let objects = context.objects().list(&prefix).await?;
-            names.extend(objects.iter().filter_map(|object| object.path[prefix.len()..].split('/').next()));
+            let names = authority.names().await?;
             // Even where no table is listed: a listing may be late.
-            positions = match (read_positions(&*context.objects()).await?, names.first()) {
+            let positions = match (read_positions(&*context.objects()).await?, names.first()) {
                 (Some(positions), _) => positions,
                 (None, None) => BTreeMap::new(),
                 (None, Some(name)) => {
-                    let (table, positions) = (table_directory(name), POSITIONS.to_owned());
+                    let (table, positions) = (authority.place(name), POSITIONS.to_owned());
                     return Err(LakeError::PositionsLost { table, positions }.into());
                 }
             };
             index.initialise(&positions)?;
             for name in names {
-                index.table(name)?;
+                index.table(&name)?;
             }
             configure::restore(&*context.objects(), &index).await?;
         } else {
-            index.initialise(&positions)?;
+            index.initialise(&BTreeMap::new())?;
         }
         let shards = index
             .durable()?
             .into_iter()
             .map(|(shard, lsn)| (shard.into(), Progress { accepted: lsn, durable: lsn }))
             .collect();
-        let writer = Writer::new(&context, index)?;
+        let writer = Writer::new(&context, authority, index)?;
         let buffer = Buffer::default();
         let schedule = Schedule::new(context.now_ms());
         let lake = Self {
@@ -305,8 +303,8 @@ impl Lake {
             .tables()?
             .into_iter()
             .map(|table| LakeTable {
-                namespace: NAMESPACE.to_owned(),
-                location: self.context.objects().url(&table_directory(&table.name)),
+                namespace: self.writer.authority.namespace(),
+                location: self.writer.location(&table.name),
                 name: table.name,
                 snapshot_id: table.snapshot_id,
                 rows: u64::try_from(table.rows).unwrap_or(0),

@@ -4,6 +4,8 @@
 //! the lake is, by creating the table's next metadata version, so writer and catalog need not know of each other: who is late
 //! finds the version taken, looks again, and goes on from there if what was required still holds.
 
+use std::rc::Rc;
+
 use dosql_actors::{Actor, Call, Context, Handled};
 use dosql_proto::{
     CatalogCommit, CatalogLoad, CatalogProtocol, CatalogReply, CatalogRequest, CatalogTable, CatalogTables, Error,
@@ -15,7 +17,8 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 
 use crate::LakeError;
-use crate::table::{LakeTable, is_table_name, table_directory};
+use crate::authority::Authority;
+use crate::table::{LakeTable, is_table_name};
 
 /// How often in a row somebody else may be faster before a commit is refused.
 const MOST_CONFLICTS: u32 = 5;
@@ -25,23 +28,25 @@ const OWN_PROPERTIES: &str = "dosql.";
 /// The lake's tables as other programs find them in the Iceberg REST catalog, and commit to them.
 pub struct Catalog {
     context: Context,
+    authority: Rc<Authority>,
 }
 
 impl Actor for Catalog {
     type Protocol = CatalogProtocol;
 
     async fn start(context: Context) -> Result<Self, Error> {
-        Ok(Self { context })
+        let authority = Rc::new(Authority::of(&context));
+        Ok(Self { context, authority })
     }
 
     async fn handle(&mut self, request: CatalogRequest, call: &Call) -> Handled<CatalogReply> {
         use catalog_request::Request;
-        let (context, call) = (self.context.clone(), call.clone());
+        let (context, authority, call) = (self.context.clone(), Rc::clone(&self.authority), call.clone());
         Handled::Later(Box::pin(async move {
             let reply = match request.request {
                 Some(Request::List(_)) => catalog_reply::Reply::Tables(list(&context, &call).await?),
-                Some(Request::Load(request)) => catalog_reply::Reply::Table(load(&context, request).await?),
-                Some(Request::Commit(request)) => catalog_reply::Reply::Table(commit(&context, request).await?),
+                Some(Request::Load(request)) => catalog_reply::Reply::Table(load(&authority, request).await?),
+                Some(Request::Commit(request)) => catalog_reply::Reply::Table(commit(&authority, request).await?),
                 None => return Err(Error::invalid("the catalog request is empty")),
             };
             Ok(CatalogReply { reply: Some(reply) })
@@ -62,12 +67,12 @@ async fn list(context: &Context, call: &Call) -> Result<CatalogTables, Error> {
     }
 }
 
-async fn find(context: &Context, name: &str) -> Result<LakeTable, Error> {
+async fn find(authority: &Authority, name: &str) -> Result<LakeTable, Error> {
     let missing = || Error::new(ErrorCode::NotFound, format!("the lake has no table {name:?}"));
     if !is_table_name(name) {
         return Err(missing());
     }
-    LakeTable::load(&*context.objects(), &table_directory(name)).await?.ok_or_else(missing)
+    authority.load(name).await?.ok_or_else(missing)
 }
 
 fn described(table: &LakeTable, named_snapshots: bool) -> Result<CatalogTable, LakeError> {
@@ -87,8 +92,8 @@ fn described(table: &LakeTable, named_snapshots: bool) -> Result<CatalogTable, L
     Ok(CatalogTable { metadata_location: table.metadata_url(), metadata })
 }
 
-async fn load(context: &Context, request: CatalogLoad) -> Result<CatalogTable, Error> {
-    let table = find(context, &request.table).await?;
+async fn load(authority: &Authority, request: CatalogLoad) -> Result<CatalogTable, Error> {
+    let table = find(authority, &request.table).await?;
     Ok(described(&table, request.named_snapshots)?)
 }
 
@@ -99,14 +104,17 @@ struct Body {
     updates: Vec<TableUpdate>,
 }
 
-async fn commit(context: &Context, request: CatalogCommit) -> Result<CatalogTable, Error> {
+async fn commit(authority: &Authority, request: CatalogCommit) -> Result<CatalogTable, Error> {
     let CatalogCommit { table: name, commit } = request;
+    if authority.is_shared() {
+        let message = format!("{} is there to commit to", authority.place(&name));
+        return Err(Error::new(ErrorCode::Unsupported, message));
+    }
     let Body { requirements, updates } = serde_json::from_slice(&commit)
         .map_err(|error| Error::invalid(format!("the commit is not as the protocol has it: {error}")))?;
-    let objects = context.objects();
     let mut conflicts = 0;
     loop {
-        let mut table = find(context, &name).await?;
+        let mut table = find(authority, &name).await?;
         for requirement in &requirements {
             // What is required of a table holds or does not; the message says which.
             requirement
@@ -117,8 +125,8 @@ async fn commit(context: &Context, request: CatalogCommit) -> Result<CatalogTabl
         if metadata == table.metadata {
             return Ok(described(&table, false)?);
         }
-        require_successor(context, &table, metadata.clone()).await?;
-        match table.commit_metadata(&*objects, metadata).await {
+        require_successor(authority, &table, metadata.clone()).await?;
+        match authority.commit(&mut table, metadata).await {
             Ok(()) => {
                 tracing::info!(table = name, version = table.version, "another program committed by the catalog");
                 return Ok(described(&table, false)?);
@@ -140,7 +148,7 @@ fn updated(table: &LakeTable, updates: Vec<TableUpdate>) -> Result<TableMetadata
 }
 
 /// Refuses what the lake writer could not go on from.
-async fn require_successor(context: &Context, table: &LakeTable, metadata: TableMetadata) -> Result<(), Error> {
+async fn require_successor(authority: &Authority, table: &LakeTable, metadata: TableMetadata) -> Result<(), Error> {
     let refused = |what: &str| Err(Error::invalid(format!("the lake's tables are DoLake's to write: {what}")));
     let old = &table.metadata;
     if metadata.format_version() != FormatVersion::V2 {
@@ -172,7 +180,7 @@ async fn require_successor(context: &Context, table: &LakeTable, metadata: Table
     }
     if next.metadata.current_snapshot_id() != old.current_snapshot_id() {
         // Reads all manifests: files elsewhere and equality deletes are refused.
-        next.live_files(&*context.objects()).await.map_err(|error| Error::invalid(error.to_string()))?;
+        next.live_files(authority.objects()).await.map_err(|error| Error::invalid(error.to_string()))?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use iceberg::spec::{SnapshotRef, TableMetadataBuilder};
 
 use crate::LakeError;
 use crate::flush::Writer;
-use crate::table::{LakeTable, METADATA_VERSIONS, metadata_version, table_directory};
+use crate::table::{LakeTable, METADATA_VERSIONS, metadata_version};
 
 /// What is kept, and how thoroughly is looked.
 #[derive(Debug, Clone)]
@@ -60,7 +60,8 @@ impl Writer {
     /// Cleans one table up. `None` where there is no such table.
     pub(crate) async fn clean_up(&mut self, name: &str, policy: &CleanupPolicy) -> Result<Option<Cleaned>, LakeError> {
         self.resolve_pending().await?;
-        let listed = self.objects.list(&format!("{}/", table_directory(name))).await?;
+        let Some(directory) = self.authority.directory(name).await? else { return Ok(None) };
+        let listed = self.objects.list(&format!("{directory}/")).await?;
         // As it is now, so that whatever of the listed objects has been committed is known.
         self.tables.remove(name);
         let Some(mut table) = self.open_existing(name).await? else { return Ok(None) };
@@ -89,15 +90,11 @@ impl Writer {
             |object: &ObjectMeta| object.modified_ms.saturating_add(policy.orphan_age_ms) <= self.context.now_ms();
         for object in listed.iter().filter(|object| is_old(object)) {
             match metadata_version(&object.path) {
+                _ if self.authority.keeps(&object.path) => {}
                 // A writer that is under way since before this version must still find it taken.
                 Some(version) if version <= last_old => choose(object, Reason::OldMetadata),
                 Some(_) => {}
-                None if policy.deep
-                    && !object.path.ends_with("/metadata/version-hint.text")
-                    && !kept.contains(&object.path) =>
-                {
-                    choose(object, Reason::Orphan);
-                }
+                None if policy.deep && !kept.contains(&object.path) => choose(object, Reason::Orphan),
                 None => {}
             }
         }
@@ -173,6 +170,6 @@ impl Writer {
             .build()?
             .metadata;
         let metadata = table.updated_at(metadata, self.context.now_ms())?;
-        table.commit_metadata(&*self.objects, metadata).await
+        self.authority.commit(table, metadata).await
     }
 }

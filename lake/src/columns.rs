@@ -294,13 +294,12 @@ pub(crate) fn arrow_field(name: &str, data_type: DataType, id: i32, nullable: bo
     Field::new(name, data_type, nullable).with_metadata(metadata)
 }
 
-/// The schema of a new lake table without columns of the source's. Field ids start at 1.
-pub(crate) fn new_schema(kind: TableKind) -> Result<Schema, LakeError> {
-    let fields = kind
-        .meta()
-        .iter()
-        .zip(1..)
-        .map(|(meta, id)| NestedField::optional(id, meta.name(), Type::Primitive(meta.iceberg())).into());
+/// The schema of a new lake table without columns of the source's, which have the first field ids, one each.
+pub(crate) fn new_schema(kind: TableKind, source_columns: usize) -> Result<Schema, LakeError> {
+    let fields = (1..)
+        .skip(source_columns)
+        .zip(kind.meta())
+        .map(|(id, meta)| NestedField::optional(id, meta.name(), Type::Primitive(meta.iceberg())).into());
     Ok(Schema::builder().with_schema_id(0).with_fields(fields).build()?)
 }
 

@@ -15,6 +15,7 @@ use iceberg::spec::{
 use uuid::Uuid;
 
 use crate::LakeError;
+use crate::authority::Authority;
 use crate::parquet_file::LakeFile;
 use crate::table::{LakeTable, WATERMARK, metadata_path};
 
@@ -90,15 +91,21 @@ pub(crate) async fn put_file(objects: &dyn ObjectStore, table: &LakeTable, file:
 
 impl LakeTable {
     /// Commits. On an error the table's state is unknown: it must be loaded anew.
-    pub(crate) async fn commit(&mut self, objects: &dyn ObjectStore, commit: Commit) -> Result<(), LakeError> {
+    pub(crate) async fn commit(&mut self, authority: &Authority, commit: Commit) -> Result<(), LakeError> {
         let Commit { names, now_ms, data, deletes, watermarks, replaced } = commit;
         let added = data.iter().chain(&deletes).map(|added| &added.file);
         let mut summary = summary(self, added, &replaced.files);
         for (shard, lsn) in &watermarks {
             summary.additional_properties.insert(format!("{WATERMARK}{shard}"), lsn.to_string());
         }
+        let objects = authority.objects();
         let metadata = self.next();
         let mut builder = self.begin_version()?;
+        if authority.is_shared() {
+            // Whoever looks after the catalog may expire the snapshots that say so.
+            let marks = summary.additional_properties.iter().filter(|(name, _)| name.starts_with(WATERMARK));
+            builder = builder.set_properties(marks.map(|(name, lsn)| (name.clone(), lsn.clone())).collect())?;
+        }
         let schema_id = self.schema().schema_id();
         let writing = Writing { objects, table: self, names };
         let manifests = writing.manifests(data, deletes, &replaced).await?;
@@ -119,15 +126,15 @@ impl LakeTable {
             MAIN_BRANCH,
         )?;
         let metadata = builder.build()?.metadata;
-        self.commit_metadata(objects, metadata).await?;
+        authority.commit(self, metadata).await?;
         self.staged = None;
         self.reshaped = false;
         self.manifests = Some(manifests);
         Ok(())
     }
 
-    /// Makes this the table's next metadata version. On an error the table's state is unknown: it must be loaded anew.
-    pub(crate) async fn commit_metadata(
+    /// Makes this the table's next numbered version. On an error the table's state is unknown: it must be loaded anew.
+    pub(crate) async fn commit_version(
         &mut self,
         objects: &dyn ObjectStore,
         metadata: TableMetadata,

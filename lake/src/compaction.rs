@@ -219,7 +219,7 @@ impl Writer {
             files: gone.into_iter().map(|file| file.file).collect(),
         };
         let (now_ms, watermarks) = (self.context.now_ms(), BTreeMap::new());
-        table.commit(&*self.objects, Commit { names, now_ms, data, deletes, watermarks, replaced }).await?;
+        table.commit(&self.authority, Commit { names, now_ms, data, deletes, watermarks, replaced }).await?;
         self.index.confirm(&pending)?;
         Ok(compacted)
     }

@@ -1,6 +1,6 @@
 //! What can go wrong in the lake writer.
 
-use dosql_actors::ObjectError;
+use dosql_actors::{HttpError, ObjectError};
 use dosql_proto::{Error, ErrorCode};
 
 /// Why the lake could not take records in or commit them.
@@ -12,6 +12,41 @@ pub enum LakeError {
     /// Object storage failed.
     #[error(transparent)]
     Object(#[from] ObjectError),
+    /// The catalog that keeps the tables did not answer.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// The catalog could not do what it was asked to, or says nothing of it. It may have happened.
+    #[error("the catalog answered {url} with status {status}: {reason}")]
+    CatalogFailed {
+        /// What was asked for.
+        url: String,
+        /// The answer's status.
+        status: u16,
+        /// What it said.
+        reason: String,
+    },
+    /// The catalog did not do what it was asked to.
+    #[error("the catalog refused {url} with status {status}: {reason}")]
+    CatalogRefused {
+        /// What was asked for.
+        url: String,
+        /// The answer's status.
+        status: u16,
+        /// What it said.
+        reason: String,
+    },
+    /// The catalog has a table elsewhere than the lake's objects are.
+    #[error(
+        "{table} is at {location:?}, outside of {root:?}, where the lake's objects are: give the warehouse a location there"
+    )]
+    OutsideStore {
+        /// The table, and the catalog.
+        table: String,
+        /// Where the catalog has it.
+        location: String,
+        /// Where the objects are.
+        root: String,
+    },
     /// Iceberg metadata could not be built or read.
     #[error("Iceberg metadata: {0}")]
     Iceberg(Box<iceberg::Error>),
@@ -119,7 +154,12 @@ impl From<LakeError> for Error {
         match error {
             LakeError::Database(_) | LakeError::PositionsLost { .. } => Self::new(ErrorCode::Storage, message),
             LakeError::Object(error) => error.into(),
-            LakeError::Malformed { .. } => Self::new(ErrorCode::ObjectStore, message),
+            LakeError::Http(error) => error.into(),
+            LakeError::CatalogFailed { .. } => Self::retryable(ErrorCode::Unavailable, message, 1000),
+            LakeError::OutsideStore { .. } => Self::new(ErrorCode::Unsupported, message),
+            LakeError::Malformed { .. } | LakeError::CatalogRefused { .. } => {
+                Self::new(ErrorCode::ObjectStore, message)
+            }
             LakeError::Conflict { .. } | LakeError::IndexStale { .. } => {
                 Self::retryable(ErrorCode::Conflict, message, 1000)
             }

@@ -11,7 +11,7 @@
 //! the table's metadata has the snapshot, the index is right and the entry is dropped; otherwise the metadata version is taken
 //! so that a late write cannot create it any more, the index goes back and the objects are deleted.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use crate::LakeError;
 use crate::arrangement::Arrangement;
+use crate::authority::Authority;
 use crate::buffer::{Action, Buffer, Change, TableBuffer};
 use crate::columns::TableKind;
 use crate::commit::{Commit, Replaced, SnapshotNames, put_file};
@@ -33,7 +34,7 @@ use crate::parquet_file::{DataFileWriter, FileForm, LakeFile, Placement, positio
 use crate::partition::Partition;
 use crate::record_batch::{Image, record_batch};
 use crate::reshape::Shapes;
-use crate::table::{LakeTable, WATERMARK, table_directory, table_name};
+use crate::table::{LakeTable, WATERMARK, table_name};
 
 /// Rows that are turned into columns at a time.
 const BATCH_ROWS: usize = 32_768;
@@ -45,6 +46,7 @@ const MOST_CONFLICTS: u32 = 3;
 pub(crate) struct Writer {
     pub(crate) context: Context,
     pub(crate) objects: Rc<dyn ObjectStore>,
+    pub(crate) authority: Authority,
     pub(crate) index: Index,
     /// By name.
     pub(crate) tables: HashMap<String, LakeTable>,
@@ -53,9 +55,10 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(context: &Context, index: Index) -> Result<Self, LakeError> {
+    pub(crate) fn new(context: &Context, authority: Authority, index: Index) -> Result<Self, LakeError> {
         let configuration = Configuration::load(&index)?;
-        Ok(Self { context: context.clone(), objects: context.objects(), index, tables: HashMap::new(), configuration })
+        let (context, objects, tables) = (context.clone(), context.objects(), HashMap::new());
+        Ok(Self { context, objects, authority, index, tables, configuration })
     }
 
     /// Commits everything in the buffer. After an error some tables have it and others not; the next call goes on.
@@ -115,91 +118,45 @@ impl Writer {
         match (is_on, kind) {
             (true, _) => self.flush_table(name, kind, &mut table, batch).await?,
             (false, TableKind::DeadLetters) => {}
-            (false, _) => self.flush_shape(&mut table, batch).await?,
+            (false, _) => self.flush_shape(name, &mut table, batch).await?,
         }
         self.tables.insert(name.to_owned(), table);
         Ok(())
     }
 
-    /// Finds out what became of commits that were interrupted.
-    pub(crate) async fn resolve_pending(&mut self) -> Result<(), LakeError> {
-        for pending in self.index.pending()? {
-            let directory = table_directory(&pending.table);
-            self.tables.remove(&pending.table);
-            let table = LakeTable::load(&*self.objects, &directory).await?;
-            let table = match table {
-                Some(table) if table.metadata.snapshot_by_id(pending.snapshot_id).is_some() => Some(table),
-                Some(table) => Some(table.fence(&*self.objects, pending.version.cast_unsigned()).await?),
-                None => None,
-            };
-            let mut kept = BTreeSet::new();
-            if let Some(table) = table {
-                if table.metadata.snapshot_by_id(pending.snapshot_id).is_some() {
-                    self.index.confirm(&pending)?;
-                    continue;
-                }
-                if table.version > pending.version.cast_unsigned() {
-                    // Another program went on, perhaps from our snapshot, and may have expired it since.
-                    let snapshots: Vec<_> = table.metadata.snapshots().cloned().collect();
-                    kept = self.referenced(&table, &snapshots).await?;
-                }
-            }
-            for path in pending.paths.iter().filter(|path| !kept.contains(*path)) {
-                self.objects.delete(path).await?;
-            }
-            self.index.take_back(&pending)?;
-        }
-        Ok(())
-    }
-
     async fn create(&self, name: &str, kind: TableKind, batch: &SourceBatch<'_>) -> Result<LakeTable, LakeError> {
-        let directory = table_directory(name);
         let (uuid, now_ms) = (self.new_uuid(), self.context.now_ms());
-        let layouts = &batch.buffered.layouts;
-        let table = LakeTable::create(&*self.objects, &directory, batch.source, kind, layouts, uuid, now_ms).await?;
+        let (location, layouts) = (self.authority.new_location(name), &batch.buffered.layouts);
+        let metadata = LakeTable::new_metadata(&location, batch.source, kind, layouts, uuid, now_ms)?;
+        let table = self.authority.create(name, metadata).await?;
         self.checked(name, table).await
     }
 
-    /// A table, unless it was never made. It must be put back into `tables` while its state is certain.
-    pub(crate) async fn open_existing(&mut self, name: &str) -> Result<Option<LakeTable>, LakeError> {
-        if let Some(table) = self.tables.remove(name)
-            && self.index.table(name)?.snapshot_id == table.metadata.current_snapshot_id().unwrap_or(0)
-        {
-            return Ok(Some(table));
-        }
-        match LakeTable::load(&*self.objects, &table_directory(name)).await? {
-            Some(table) => self.checked(name, table).await.map(Some),
-            None => Ok(None),
-        }
-    }
-
-    /// Makes sure that the index is of the table's snapshot. Where another program has committed, the index is made anew.
-    async fn checked(&self, name: &str, table: LakeTable) -> Result<LakeTable, LakeError> {
-        let known = self.index.table(name)?.snapshot_id;
-        let found = table.metadata.current_snapshot_id().unwrap_or(0);
-        if known != found {
-            if found == 0 && known > 0 {
-                let reason = format!("it has no snapshot, the index is of snapshot {known}");
-                return Err(LakeError::Conflict { table: table.directory, reason });
-            }
-            self.rebuild_index(name, &table).await?;
-        }
-        Ok(table)
-    }
-
     /// Takes the schema changes into a table that is off, so that it is right when it is on again.
-    async fn flush_shape(&self, table: &mut LakeTable, batch: &SourceBatch<'_>) -> Result<(), LakeError> {
+    async fn flush_shape(&self, name: &str, table: &mut LakeTable, batch: &SourceBatch<'_>) -> Result<(), LakeError> {
         let (mut changes, _) = news(table, &batch.buffered.changes);
         changes.retain(|number| matches!(batch.buffered.changes[*number].action, Action::Reshape | Action::Drop));
         table.follow(batch.buffered, &changes, &[], batch.options)?;
-        self.commit_shape(table).await
+        self.commit_shape(name, table).await
     }
 
-    async fn commit_shape(&self, table: &mut LakeTable) -> Result<(), LakeError> {
-        match table.reshaped || table.staged.is_some() {
-            true => table.commit_shape(&*self.objects, self.context.now_ms()).await,
-            false => Ok(()),
+    async fn commit_shape(&self, name: &str, table: &mut LakeTable) -> Result<(), LakeError> {
+        if !table.reshaped && table.staged.is_none() {
+            return Ok(());
         }
+        let now_ms = self.context.now_ms();
+        if !self.authority.is_shared() {
+            return table.commit_shape(&self.authority, now_ms).await;
+        }
+        // A snapshot without files: a catalog can be told to refuse what does not follow a certain snapshot, but not what does not
+        // follow certain properties, and such a commit that is late would bring old ones back.
+        let known = self.index.table(name)?;
+        let names = SnapshotNames { snapshot_id: self.new_snapshot_id(), uuid: self.new_uuid() };
+        let prepare = || self.prepare(&known, table, names, NOT_INDEXED, Vec::new(), Vec::new());
+        let Prepared { pending, .. } = self.index.transaction(prepare)?;
+        let (data, deletes, watermarks, replaced) = (Vec::new(), Vec::new(), BTreeMap::new(), Replaced::default());
+        table.commit(&self.authority, Commit { names, now_ms, data, deletes, watermarks, replaced }).await?;
+        self.index.confirm(&pending)
     }
 
     async fn flush_table(
@@ -223,7 +180,7 @@ impl Writer {
         };
         let is_row = |number: &usize| !matches!(buffered.changes[*number].action, Action::Reshape);
         if !changes.iter().any(is_row) {
-            return self.commit_shape(table).await;
+            return self.commit_shape(name, table).await;
         }
         let known = self.index.table(name)?;
         let names = SnapshotNames { snapshot_id: self.new_snapshot_id(), uuid: self.new_uuid() };
@@ -257,7 +214,7 @@ impl Writer {
         }
         let now_ms = self.context.now_ms();
         let commit = Commit { names, now_ms, data, deletes, watermarks, replaced: Replaced::default() };
-        table.commit(&*self.objects, commit).await?;
+        table.commit(&self.authority, commit).await?;
         self.index.confirm(&prepared.pending)
     }
 

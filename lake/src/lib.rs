@@ -33,13 +33,15 @@
 //! table is dropped under its old name and made, with its rows, under the new one.
 //!
 //! # Exactly once
-//! A commit is the exclusive creation of `vN.metadata.json`. Its snapshot's summary names, as `dosql.lsn.SHARD`, the last LSN
+//! A commit is the exclusive creation of `vN.metadata.json`, or, where a REST catalog keeps the tables, what that answers (see
+//! `authority.rs`). Its snapshot's summary names, as `dosql.lsn.SHARD`, the last LSN
 //! of each shard that the table has taken in: records at or below it are skipped when they are delivered again.
 //! The steps of a flush, and what a crash between them leaves, are described in `flush.rs`.
 
 mod actor;
 mod arrange;
 mod arrangement;
+mod authority;
 mod buffer;
 mod catalog;
 mod cleanup;
@@ -57,12 +59,14 @@ mod live_files;
 mod maintenance;
 mod mirror;
 mod misfits;
+mod opening;
 mod options;
 mod parquet_file;
 mod partition;
 mod rebuild;
 mod record_batch;
 mod reshape;
+mod rest;
 pub mod scan;
 mod sorting;
 mod table;

@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use dosql_actors::ObjectStore;
 use iceberg::spec::{SchemaRef, TableMetadata, TableMetadataBuilder};
 
 use crate::LakeError;
+use crate::authority::Authority;
 use crate::buffer::{Action, TableBuffer};
 use crate::columns::{ColumnType, LakeColumn, LakeColumns, Source, Variant, with_columns};
 use crate::forms::FormColumn;
@@ -167,10 +167,10 @@ impl LakeTable {
 
     /// Commits what has become of the schema, without a snapshot. On an error the table's state is unknown: it must be loaded
     /// anew.
-    pub(crate) async fn commit_shape(&mut self, objects: &dyn ObjectStore, now_ms: u64) -> Result<(), LakeError> {
+    pub(crate) async fn commit_shape(&mut self, authority: &Authority, now_ms: u64) -> Result<(), LakeError> {
         let metadata = self.begin_version()?.build()?.metadata;
         let metadata = self.updated_at(metadata, now_ms)?;
-        self.commit_metadata(objects, metadata).await?;
+        authority.commit(self, metadata).await?;
         self.staged = None;
         self.reshaped = false;
         Ok(())

@@ -87,10 +87,14 @@ pub(crate) fn metadata_path(directory: &str, version: u64) -> String {
     format!("{directory}/metadata/v{version}.metadata.json")
 }
 
-/// A table as of its newest metadata version.
+/// A table as of its newest metadata.
 pub(crate) struct LakeTable {
+    pub(crate) name: String,
     pub(crate) directory: String,
+    /// The number of its metadata version; 0 where a catalog says which metadata is current.
     pub(crate) version: u64,
+    /// Where a catalog keeps the current metadata.
+    catalog_url: Option<String>,
     pub(crate) metadata: TableMetadata,
     pub(crate) columns: LakeColumns,
     /// The forms that the source has had.
@@ -106,6 +110,17 @@ pub(crate) struct LakeTable {
 }
 
 impl LakeTable {
+    /// A table that a catalog keeps, with the URL of its current metadata.
+    pub(crate) fn in_catalog(
+        name: &str,
+        directory: &str,
+        metadata_url: String,
+        metadata: TableMetadata,
+    ) -> Result<Self, LakeError> {
+        let table = Self::new(directory, 0, metadata)?;
+        Ok(Self { name: name.to_owned(), catalog_url: Some(metadata_url), ..table })
+    }
+
     fn new(directory: &str, version: u64, metadata: TableMetadata) -> Result<Self, LakeError> {
         let key = metadata.properties().get(KEY).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
         let malformed = |property: &str, error: serde_json::Error| LakeError::Malformed {
@@ -122,9 +137,23 @@ impl LakeTable {
             // Made by somebody else: its columns are the source's of the same names.
             None => Forms::beginning_with(columns.columns.iter().filter_map(form_column).collect()),
         };
+        // A catalog may have the table elsewhere.
+        let name = directory.rsplit('/').next().unwrap_or_default().to_owned();
         let directory = directory.to_owned();
-        let (reshaped, staged, manifests) = (false, None, None);
-        Ok(Self { directory, version, metadata, columns, forms, variants, reshaped, staged, manifests })
+        let (catalog_url, reshaped, staged, manifests) = (None, false, None, None);
+        Ok(Self {
+            name,
+            directory,
+            version,
+            catalog_url,
+            metadata,
+            columns,
+            forms,
+            variants,
+            reshaped,
+            staged,
+            manifests,
+        })
     }
 
     /// The table with this as its next version's metadata.
@@ -167,25 +196,25 @@ impl LakeTable {
         Self::new(directory, version, metadata).map(Some)
     }
 
-    /// Makes the table, or loads the one that is there already.
-    pub(crate) async fn create(
-        objects: &dyn ObjectStore,
-        directory: &str,
+    /// The metadata that a table is made with.
+    pub(crate) fn new_metadata(
+        location: &str,
         source: &str,
         kind: TableKind,
         layouts: &[WalTable],
         uuid: Uuid,
         now_ms: u64,
-    ) -> Result<Self, LakeError> {
+    ) -> Result<TableMetadata, LakeError> {
         let partition_field = partition_field_name(layouts);
-        let bare = new_schema(kind)?;
         // Dead letters have none of its columns.
         let layout = layouts.iter().find(|layout| !layout.columns.is_empty() && kind != TableKind::DeadLetters);
         let columns = layout.map_or(&[][..], |layout| &layout.columns);
-        let form: Form = (bare.highest_field_id() + 1..)
+        // Ids in the order of the columns: catalogs number those of a new table so, whatever they are told.
+        let form: Form = (1..)
             .zip(columns)
             .map(|(id, column)| FormColumn(column.name.clone(), ColumnType::of_declared(&column.declared_type), id))
             .collect();
+        let bare = new_schema(kind, form.len())?;
         let key = layout.map_or(&[][..], |layout| &layout.primary_key);
         let key: Option<Vec<i32>> = key.iter().map(|place| Some(form.get(*place as usize)?.2)).collect();
         let schema = with_columns(&bare, &form, &[], &[], &[partition_field.to_owned()])?;
@@ -193,7 +222,7 @@ impl LakeTable {
         let document = json!({
             "format-version": 2,
             "table-uuid": uuid,
-            "location": objects.url(directory),
+            "location": location,
             "last-sequence-number": 0,
             "last-updated-ms": now_ms,
             "last-column-id": schema.highest_field_id(),
@@ -224,11 +253,20 @@ impl LakeTable {
             "metadata-log": [],
             "refs": {}
         });
-        let path = metadata_path(directory, 1);
         let malformed =
-            |error: serde_json::Error| LakeError::Malformed { path: path.clone(), reason: error.to_string() };
-        let metadata: TableMetadata = serde_json::from_value(document).map_err(malformed)?;
-        let bytes = serde_json::to_vec(&metadata).map_err(malformed)?;
+            |error: serde_json::Error| LakeError::Malformed { path: location.to_owned(), reason: error.to_string() };
+        serde_json::from_value(document).map_err(malformed)
+    }
+
+    /// Makes the table, or loads the one that is there already.
+    pub(crate) async fn create(
+        objects: &dyn ObjectStore,
+        directory: &str,
+        metadata: TableMetadata,
+    ) -> Result<Self, LakeError> {
+        let path = metadata_path(directory, 1);
+        let bytes = serde_json::to_vec(&metadata)
+            .map_err(|error| LakeError::Malformed { path: path.clone(), reason: error.to_string() })?;
         if let Err(error) = objects.create(&path, bytes.into()).await {
             // Either it is there already or the failed write took effect; a table without rows is the same whoever made it.
             return Self::load(objects, directory).await?.ok_or_else(|| error.into());
@@ -240,17 +278,25 @@ impl LakeTable {
 
     /// The source table that it is of.
     pub(crate) fn source(&self) -> &str {
-        self.metadata.properties().get(SOURCE).map_or("", String::as_str)
+        source_of(&self.metadata).unwrap_or_default()
     }
 
-    /// The URL of its current metadata version.
+    /// The URL of its current metadata.
     pub(crate) fn metadata_url(&self) -> String {
-        format!("{}/metadata/v{}.metadata.json", self.metadata.location(), self.version)
+        match &self.catalog_url {
+            Some(url) => url.clone(),
+            None => format!("{}/metadata/v{}.metadata.json", self.location(), self.version),
+        }
+    }
+
+    /// The URL of its directory.
+    pub(crate) fn location(&self) -> &str {
+        self.metadata.location().trim_end_matches('/')
     }
 
     /// The object's path for a URL in the table's metadata.
     pub(crate) fn path_of(&self, url: &str) -> Result<String, LakeError> {
-        match url.strip_prefix(self.metadata.location()) {
+        match url.strip_prefix(self.location()) {
             Some(rest) => Ok(format!("{}{rest}", self.directory)),
             None => Err(LakeError::Malformed {
                 path: url.to_owned(),
@@ -261,7 +307,7 @@ impl LakeTable {
 
     /// The URL of an object of the table.
     pub(crate) fn url_of(&self, path: &str) -> String {
-        format!("{}{}", self.metadata.location(), path.strip_prefix(&self.directory).unwrap_or(path))
+        format!("{}{}", self.location(), path.strip_prefix(&self.directory).unwrap_or(path))
     }
 
     /// The metadata that the next commit begins with.
@@ -291,11 +337,13 @@ impl LakeTable {
         None
     }
 
-    /// The last LSN of each shard that the table has taken in, as it stands in a snapshot's summary.
+    /// The last LSN of each shard that the table has taken in, as it stands in a snapshot's summary. Where no snapshot says so any
+    /// more, since others have expired those that did, the table's properties do.
     pub(crate) fn watermarks(&self) -> HashMap<String, String> {
         let snapshot = self.watermark_snapshot().and_then(|id| self.metadata.snapshot_by_id(id));
-        let properties = snapshot.iter().flat_map(|snapshot| &snapshot.summary().additional_properties);
-        let ours = properties.filter(|(name, _)| name.starts_with(WATERMARK));
+        let properties =
+            snapshot.map_or(self.metadata.properties(), |snapshot| &snapshot.summary().additional_properties);
+        let ours = properties.iter().filter(|(name, _)| name.starts_with(WATERMARK));
         ours.map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 
@@ -328,6 +376,11 @@ impl LakeTable {
             (_, Ok(())) => Err(LakeError::Malformed { path, reason: "it was created and is gone".to_owned() }),
         }
     }
+}
+
+/// The source table of a table that is the lake's.
+pub(crate) fn source_of(metadata: &TableMetadata) -> Option<&str> {
+    metadata.properties().get(SOURCE).map(String::as_str)
 }
 
 fn form_column(column: &LakeColumn) -> Option<FormColumn> {

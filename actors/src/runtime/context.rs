@@ -9,7 +9,7 @@ use futures_util::future::{Either, LocalBoxFuture, select};
 use rusqlite::Connection;
 
 use super::asker::Asker;
-use super::{ObjectStore, Payload, Settings};
+use super::{HttpError, HttpRequest, HttpResponse, ObjectStore, Payload, Settings};
 
 /// What a host gives one actor. Implemented by each host; actors use [`Context`].
 pub trait Host {
@@ -45,6 +45,10 @@ pub trait Host {
     }
     /// Object storage.
     fn objects(&self) -> Rc<dyn ObjectStore>;
+    /// Makes one HTTP request. [`Context::exchange`] sees to the time it may take. Hosts without a network refuse.
+    fn exchange(&self, request: HttpRequest) -> LocalBoxFuture<'static, Result<HttpResponse, HttpError>> {
+        Box::pin(async move { Err(HttpError::Unsupported { url: request.url }) })
+    }
     /// Delivers a message to `envelope.to` and waits for the answer.
     fn send(&self, envelope: Envelope, payload: Payload) -> LocalBoxFuture<'static, Result<Payload, Error>>;
     /// Runs a future of this actor's beside its mailbox; dropped when the incarnation ends.
@@ -191,6 +195,20 @@ impl Context {
     #[must_use]
     pub fn objects(&self) -> Rc<dyn ObjectStore> {
         self.host.objects()
+    }
+
+    /// Makes one HTTP request of a service outside the system, and waits that long for the whole answer.
+    ///
+    /// # Errors
+    /// Where there is no answer; one whose status says that something went wrong is an answer.
+    pub async fn exchange(&self, request: HttpRequest, patience: Duration) -> Result<HttpResponse, HttpError> {
+        let url = request.url.clone();
+        match select(self.host.exchange(request), self.host.sleep(patience)).await {
+            Either::Left((outcome, _)) => outcome,
+            Either::Right(_) => {
+                Err(HttpError::NoAnswer { url, reason: format!("none within {} ms", patience.as_millis()) })
+            }
+        }
     }
 
     /// The system's settings.

@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use super::CatalogSettings;
+
 /// How a table created without a VSchema entry is sharded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AutoShard {
@@ -178,6 +180,8 @@ pub struct Settings {
     pub lake_cleanup_hours: Hours,
     /// `DOLAKE_DEEP_CLEANUP_HOURS`: hours of a Sunday, in UTC, in which it looks for orphans, too.
     pub lake_deep_cleanup_hours: Hours,
+    /// `DOLAKE_CATALOG_...`: the catalog that keeps the lake's tables; without one the lake keeps them itself.
+    pub lake_catalog: Option<CatalogSettings>,
     /// `CDC_BATCH_SIZE`: records delivered to the lake at a time.
     pub cdc_batch_size: u64,
     /// `CDC_BATCH_TIMEOUT_MS`: how long the stream waits before it looks for records it was not told of.
@@ -244,6 +248,7 @@ impl Default for Settings {
             lake_orphan_age_ms: 259_200_000,
             lake_cleanup_hours: Hours::of(&[4]),
             lake_deep_cleanup_hours: Hours::of(&[3]),
+            lake_catalog: None,
             cdc_batch_size: 100,
             cdc_batch_timeout_ms: 5_000,
             cdc_max_retry_count: 5,
@@ -311,6 +316,7 @@ impl Settings {
         read(&variable, "DOLAKE_ORPHAN_AGE_MS", &mut settings.lake_orphan_age_ms, 3_600_000..=1 << 44)?;
         read_hours(&variable, "DOLAKE_CLEANUP_HOURS", &mut settings.lake_cleanup_hours)?;
         read_hours(&variable, "DOLAKE_DEEP_CLEANUP_HOURS", &mut settings.lake_deep_cleanup_hours)?;
+        settings.lake_catalog = CatalogSettings::from_variables(&variable)?;
         read(&variable, "CDC_BATCH_SIZE", &mut settings.cdc_batch_size, 1..=1_000_000)?;
         read(&variable, "CDC_BATCH_TIMEOUT_MS", &mut settings.cdc_batch_timeout_ms, 1..=86_400_000)?;
         read(&variable, "CDC_MAX_RETRY_COUNT", &mut settings.cdc_max_retry_count, 0..=1000)?;

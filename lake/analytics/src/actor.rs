@@ -59,7 +59,7 @@ impl Actor for Analytics {
     async fn start(context: Context) -> Result<Self, Error> {
         let objects = context.objects();
         let shared = Shared {
-            tables: Tables::new(Rc::clone(&objects)),
+            tables: Tables::new(&context),
             footers: Footers::new(Rc::clone(&objects)),
             engine: Engine::new(context.settings().query_memory)?,
             objects,

@@ -20,15 +20,16 @@ use std::rc::Rc;
 
 use arrow::datatypes::{Field, FieldRef};
 use bytes::Bytes;
-use dosql_actors::ObjectStore;
+use dosql_actors::{Context, ObjectStore};
 use dosql_proto::{LakeAffinity, LakeScan, Position};
 use iceberg::spec::{DataFile, SchemaRef};
 
 use crate::LakeError;
+use crate::authority::Authority;
 use crate::columns::{ColumnType, LakeColumns, Meta, Source, TableKind};
 use crate::forms::Forms;
 use crate::live_files::LiveFiles;
-use crate::table::{LakeTable, WATERMARK, table_directory, table_name};
+use crate::table::{WATERMARK, table_name};
 use predicate::{Bounds, Nulls, Translator, Typed, datum_bound};
 
 pub use footers::Footers;
@@ -43,7 +44,7 @@ const KEPT_SNAPSHOTS: usize = 32;
 
 /// Opens tables of the lake for reading; remembers what their snapshots consist of.
 pub struct Tables {
-    objects: Rc<dyn ObjectStore>,
+    authority: Authority,
     snapshots: RefCell<HashMap<String, Rc<Snapshot>>>,
 }
 
@@ -113,10 +114,10 @@ pub struct TableScan {
 }
 
 impl Tables {
-    /// Reads from these objects.
+    /// Reads the lake that this actor can reach.
     #[must_use]
-    pub fn new(objects: Rc<dyn ObjectStore>) -> Self {
-        Self { objects, snapshots: RefCell::default() }
+    pub fn new(context: &Context) -> Self {
+        Self { authority: Authority::of(context), snapshots: RefCell::default() }
     }
 
     /// Finds out what a read must look into; `None` where the lake has nothing of the table.
@@ -211,14 +212,14 @@ impl Tables {
 
     /// The newest snapshot of a table.
     async fn snapshot(&self, name: &str) -> Result<Option<Rc<Snapshot>>, LakeError> {
-        let directory = table_directory(name);
-        let Some(table) = LakeTable::load(&*self.objects, &directory).await? else { return Ok(None) };
+        let Some(table) = self.authority.load(name).await? else { return Ok(None) };
+        let objects = self.authority.objects();
         let id = table.metadata.current_snapshot_id();
         if let Some(known) = self.snapshots.borrow().get(name).filter(|known| known.id == id) {
             return Ok(Some(Rc::clone(known)));
         }
-        let live = table.live_files(&*self.objects).await?;
-        let deleted = table.deleted_rows(&*self.objects, live.deletes.iter()).await?;
+        let live = table.live_files(objects).await?;
+        let deleted = table.deleted_rows(objects, live.deletes.iter()).await?;
         let path = |url: &str| Ok::<_, LakeError>((url.to_owned(), table.path_of(url)?));
         let paths = live.data.iter().map(|file| path(file.file.file_path())).collect::<Result<_, _>>()?;
         let mut position = Position::default();

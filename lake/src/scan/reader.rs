@@ -56,7 +56,7 @@ impl Actor for LakeReader {
 
     async fn start(context: Context) -> Result<Self, Error> {
         let objects = context.objects();
-        let (tables, footers) = (Tables::new(Rc::clone(&objects)), Footers::new(Rc::clone(&objects)));
+        let (tables, footers) = (Tables::new(&context), Footers::new(Rc::clone(&objects)));
         Ok(Self { shared: Rc::new(Shared { context, objects, tables, footers, open: RefCell::default() }) })
     }
 

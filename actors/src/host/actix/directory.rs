@@ -14,6 +14,7 @@ use futures_util::future::LocalBoxFuture;
 
 use super::cell::{Cell, Close, Forward};
 use super::data_dir::{DataDir, DataDirError, validate};
+use super::http::Http;
 use super::local_host::LocalHost;
 use super::local_objects::LocalObjects;
 use super::s3_objects::S3Objects;
@@ -43,6 +44,7 @@ impl Objects {
 pub(super) struct Directory {
     pub(super) data_dir: DataDir,
     pub(super) objects: Objects,
+    pub(super) http: Http,
     pub(super) settings: Arc<Settings>,
     /// Bytes that one actor's database may keep in memory.
     pub(super) cache_bytes: u64,
@@ -73,7 +75,8 @@ impl Directory {
         mailbox_capacity: usize,
         arbiters: Vec<ArbiterHandle>,
     ) -> Self {
-        Self { data_dir, objects, settings, cache_bytes, mailbox_capacity, arbiters, state: Mutex::default() }
+        let (http, state) = (Http::default(), Mutex::default());
+        Self { data_dir, objects, http, settings, cache_bytes, mailbox_capacity, arbiters, state }
     }
 
     /// Makes a kind of actor known.

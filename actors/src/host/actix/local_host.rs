@@ -16,7 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::directory::Directory;
 use crate::host::log_mode::use_log;
-use crate::runtime::{Host, Mailbox, ObjectStore, Payload, Settings};
+use crate::runtime::{Host, HttpError, HttpRequest, HttpResponse, Mailbox, ObjectStore, Payload, Settings};
 
 /// How long a statement waits for somebody outside who reads or writes the same database file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -166,6 +166,10 @@ impl Host for LocalHost {
 
     fn objects(&self) -> Rc<dyn ObjectStore> {
         self.directory.objects.store()
+    }
+
+    fn exchange(&self, request: HttpRequest) -> LocalBoxFuture<'static, Result<HttpResponse, HttpError>> {
+        Box::pin(self.directory.http.exchange(request))
     }
 
     fn send(&self, envelope: Envelope, payload: Payload) -> LocalBoxFuture<'static, Result<Payload, Error>> {

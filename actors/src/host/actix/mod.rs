@@ -21,6 +21,7 @@ mod cell;
 mod client;
 mod data_dir;
 mod directory;
+mod http;
 mod local_host;
 mod local_objects;
 mod node;

@@ -94,6 +94,7 @@ impl CatalogError {
             ErrorCode::NotFound => (404, "NoSuchTableException"),
             ErrorCode::Conflict if is_commit => (409, "CommitFailedException"),
             ErrorCode::InvalidRequest => (400, "BadRequestException"),
+            ErrorCode::Unsupported => (406, "UnsupportedOperationException"),
             ErrorCode::Overloaded => (503, "ServiceUnavailableException"),
             ErrorCode::DeadlineExceeded if is_commit => (504, "CommitStateUnknownException"),
             // Whether it took effect, the client finds out by loading the table.

@@ -1,4 +1,4 @@
-//! A `dosql serve` process, and what processes take.
+//! A `dosql serve` process.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -12,10 +12,13 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::measure;
+
 /// The server under test.
 pub(crate) struct Server {
     process: Child,
     url: String,
+    http: String,
     pub(crate) queries: QueryServiceClient<Channel>,
     health: HealthClient<Channel>,
 }
@@ -34,10 +37,16 @@ impl Server {
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let ready =
             lines.find_map(|line| Some(line.unwrap().strip_prefix("dosql is ready grpc=")?.to_owned())).unwrap();
-        let url = format!("http://{}", ready.split_once(' ').unwrap().0);
+        let (grpc, http) = ready.split_once(" http=").unwrap();
+        let (url, http) = (format!("http://{grpc}"), http.to_owned());
         let channel = Endpoint::from_shared(url.clone()).unwrap().tcp_nodelay(true).connect().await.unwrap();
         let queries = QueryServiceClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
-        Self { process, url, queries, health: HealthClient::new(channel) }
+        Self { process, url, http, queries, health: HealthClient::new(channel) }
+    }
+
+    /// The URL of a WebSocket at this path.
+    pub(crate) fn websocket(&self, path: &str) -> String {
+        format!("ws://{}{path}", self.http)
     }
 
     /// Runs `dosql` with these arguments against this server.
@@ -71,7 +80,7 @@ impl Server {
 
     /// The CPU time of the server so far, in seconds.
     pub(crate) fn cpu(&self) -> f64 {
-        cpu(&self.process.id().to_string())
+        measure::cpu(&self.process.id().to_string())
     }
 
     /// Waits until the server has nothing left to do, such as bringing what was written to the lake.
@@ -100,9 +109,7 @@ impl Server {
     }
 
     fn memory(&self, name: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() << 10
+        measure::memory(&self.process.id().to_string(), name)
     }
 }
 
@@ -111,22 +118,4 @@ impl Drop for Server {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// The CPU time of this process so far, in seconds.
-pub(crate) fn own_cpu() -> f64 {
-    cpu("self")
-}
-
-fn cpu(process: &str) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    // Linux counts in hundredths of a second for every process that asks.
-    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
-}
-
-/// The middle one.
-pub(crate) fn median(mut numbers: Vec<f64>) -> f64 {
-    numbers.sort_by(f64::total_cmp);
-    numbers[numbers.len() / 2]
 }

@@ -99,6 +99,9 @@ impl Writer {
             }
         }
         if !policy.dry_run {
+            if policy.deep {
+                self.index.forget_unused_runs(self.index.table(name)?.id)?;
+            }
             if !expired.is_empty() {
                 self.expire(&mut table, &cleaned.expired_snapshots, policy).await?;
             }

@@ -3,10 +3,10 @@
 //! One step rewrites one group of files of one partition, at most about two target sizes of it, and commits; the actor takes
 //! other messages between steps. In memory are one input file, one row group and one output file, all of them encoded. A step:
 //! 1. names the snapshot and every object it may write, durably;
-//! 2. writes the new files, and notes in the actor's database where each row of a mirror moves, after checking that the index
-//!    has it where it was read;
+//! 2. writes the new files, and notes in the actor's database where the rows of a mirror move, after checking that the index has
+//!    rows where they were read;
 //! 3. creates the next metadata version, which commits;
-//! 4. has the index take over the new places.
+//! 4. has the index take over the new places of rows that were sorted. Others are found by the runs they moved in (`moved.rs`).
 //!
 //! Interrupted, it is resolved as a flush is. Where another program has committed in between, step 3 fails, what was written is
 //! deleted, and the next step begins with the table as it then is.
@@ -23,9 +23,10 @@ use crate::LakeError;
 use crate::columns::TableKind;
 use crate::commit::{Added, Commit, Replaced, SnapshotNames, put_file};
 use crate::flush::{NOT_INDEXED, Writer};
-use crate::index::{KnownTable, Pending, Position};
+use crate::index::{Index, Key, Keys, KnownTable, Pending, Position};
 use crate::key::KeyReader;
 use crate::live_files::{LiveFile, LiveRows};
+use crate::moved::{Finder, Run};
 use crate::options::TableOptions;
 use crate::parquet_file::{DataFileWriter, FileForm, Placement, position_delete_file};
 use crate::partition::Partition;
@@ -246,6 +247,7 @@ impl Writer {
             sort_order_id: if options.z_order { None } else { table.sort_order_id() },
             urls: urls.iter().peekable(),
             current: None,
+            last_run: None,
             written: Vec::new(),
         };
         let sort = table.sort_columns();
@@ -266,12 +268,12 @@ impl Writer {
             };
             for batch in LiveRows::new(&table.columns, table.read(&*self.objects, url).await?, deleted)? {
                 let (batch, positions) = batch?;
-                let from: Vec<Position> = positions.into_iter().map(|row| Position { file: from, row }).collect();
                 if sort.is_empty() {
-                    target.write(&batch, &from).await?;
+                    let Some(first) = positions.first().copied() else { continue };
+                    target.write(&batch, &From::Run { first: Position { file: from, row: first }, deleted }).await?;
                 } else {
                     held.push(batch);
-                    origins.extend(from);
+                    origins.extend(positions.into_iter().map(|row| Position { file: from, row }));
                 }
             }
         }
@@ -285,39 +287,27 @@ impl Writer {
             for start in (0..order.len()).step_by(SORTED_ROWS) {
                 let rows = order.slice(start, SORTED_ROWS.min(order.len() - start));
                 let from: Vec<Position> = rows.values().iter().map(|row| origins[*row as usize]).collect();
-                target.write(&take_record_batch(&all, &rows)?, &from).await?;
+                target.write(&take_record_batch(&all, &rows)?, &From::Places(&from)).await?;
             }
         }
         target.finish().await
     }
 
-    /// Notes the new places of a batch's rows, which the index must have where they were read.
+    /// Notes the new places of a batch's rows.
     fn note_moves(
         &self,
         known: &KnownTable,
         table: &LakeTable,
         batch: &RecordBatch,
         from: &[Position],
-        (to, first_row): (i64, i64),
+        to: Position,
     ) -> Result<(), LakeError> {
-        let keys = KeyReader::new(&table.columns, batch)?;
+        let mut rows = Rows::new(self, known, table, batch)?;
         self.index.transaction(|| {
-            let mut shards: HashMap<&str, i64> = HashMap::new();
-            for (row, read) in from.iter().copied().enumerate() {
-                let Some((shard, key)) = keys.read(row)? else { continue };
-                let shard_id = match shards.get(shard) {
-                    Some(id) => *id,
-                    None => *shards.entry(shard).or_insert(self.index.shard_id(shard)?),
-                };
-                let keys = self.index.keys(known.id, shard_id);
-                let found = keys.get(&key)?;
-                if found != Some(read) {
-                    return Err(LakeError::IndexStale {
-                        table: known.name.clone(),
-                        reason: format!("a row of {shard} was read at {read:?}, the index has {found:?}"),
-                    });
+            for (row, read) in from.iter().enumerate() {
+                if let Some((shard_id, key)) = rows.checked(row, *read)? {
+                    rows.entries.move_to(shard_id, &key, Position { file: to.file, row: to.row + row as i64 })?;
                 }
-                keys.move_to(&key, Position { file: to, row: first_row + row as i64 })?;
             }
             Ok(())
         })
@@ -338,6 +328,52 @@ impl Writer {
     }
 }
 
+/// The rows of a batch, and what the index has of them.
+struct Rows<'a> {
+    index: &'a Index,
+    known: &'a KnownTable,
+    entries: Keys<'a>,
+    keys: KeyReader<'a>,
+    finder: Finder<'a>,
+    shards: HashMap<&'a str, i64>,
+}
+
+impl<'a> Rows<'a> {
+    fn new(
+        writer: &'a Writer,
+        known: &'a KnownTable,
+        table: &LakeTable,
+        batch: &'a RecordBatch,
+    ) -> Result<Self, LakeError> {
+        let index = &writer.index;
+        let (entries, keys) = (index.keys(known.id)?, KeyReader::new(&table.columns, batch)?);
+        Ok(Self { index, known, entries, keys, finder: Finder::new(index, &known.name), shards: HashMap::new() })
+    }
+
+    /// A row's shard and key, which the index must have where the row was read; `None` where another program added the row.
+    fn checked(&mut self, row: usize, read: Position) -> Result<Option<(i64, Key)>, LakeError> {
+        let Some((shard, key)) = self.keys.read(row)? else { return Ok(None) };
+        let shard_id = match self.shards.get(shard) {
+            Some(id) => *id,
+            None => *self.shards.entry(shard).or_insert(self.index.shard_id(shard)?),
+        };
+        let found = self.entries.get(shard_id, &key)?.map(|entry| self.finder.find(entry)).transpose()?;
+        if found == Some(read) {
+            return Ok(Some((shard_id, key)));
+        }
+        let reason = format!("a row of {shard} was read at {read:?}, the index has {found:?}");
+        Err(LakeError::IndexStale { table: self.known.name.clone(), reason })
+    }
+}
+
+/// Where rows were read.
+enum From<'a> {
+    /// In one file, beginning with this row, without those that are deleted.
+    Run { first: Position, deleted: &'a [i64] },
+    /// Each at its place.
+    Places(&'a [Position]),
+}
+
 /// Where compaction writes to.
 struct Target<'a> {
     writer: &'a Writer,
@@ -350,6 +386,8 @@ struct Target<'a> {
     sort_order_id: Option<i32>,
     urls: Peekable<std::slice::Iter<'a, String>>,
     current: Option<Output<'a>>,
+    /// The files, by their numbers, that the last run was moved from and to.
+    last_run: Option<(i64, i64)>,
     written: Vec<Added>,
 }
 
@@ -364,7 +402,7 @@ struct Output<'a> {
 
 impl Target<'_> {
     /// Writes rows that were read at these places.
-    async fn write(&mut self, batch: &RecordBatch, from: &[Position]) -> Result<(), LakeError> {
+    async fn write(&mut self, batch: &RecordBatch, from: &From<'_>) -> Result<(), LakeError> {
         if batch.num_rows() == 0 {
             return Ok(());
         }
@@ -389,7 +427,21 @@ impl Target<'_> {
             }
         };
         if let Some(known) = self.index {
-            self.writer.note_moves(known, self.table, batch, from, (current.id, current.rows))?;
+            let to = Position { file: current.id, row: current.rows };
+            match from {
+                From::Places(from) => self.writer.note_moves(known, self.table, batch, from, to)?,
+                From::Run { first, deleted } => {
+                    // One row of each batch is checked: an index of another state of the table would hardly have them all there.
+                    let begins = self.last_run != Some((first.file, to.file));
+                    let expected = if begins { *first } else { to };
+                    Rows::new(self.writer, known, self.table, batch)?.checked(0, expected)?;
+                    if begins {
+                        self.last_run = Some((first.file, to.file));
+                        let gone = deleted[deleted.partition_point(|row| *row < first.row)..].to_vec();
+                        self.writer.index.add_run(known.id, first.file, &Run { first: first.row, to, gone })?;
+                    }
+                }
+            }
         }
         current.rows += batch.num_rows() as i64;
         current.writer.write(batch)?;

@@ -254,7 +254,7 @@ impl Writer {
                 },
             };
             let MirrorPlan { files, deletes, first_file } =
-                Planner::new(&self.index, buffered, known.id, &layout)?.plan(changes.iter().copied())?;
+                Planner::new(&self.index, buffered, known, &layout)?.plan(changes.iter().copied())?;
             let data = files
                 .into_iter()
                 .filter(|file| !file.rows.is_empty())

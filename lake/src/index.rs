@@ -2,16 +2,18 @@
 //!
 //! A commit to a table is prepared in one transaction: the index moves to what it will be after the commit, the places that it
 //! overwrites are kept in `_dosql_undo`, and `_dosql_pending` names the snapshot and its files. After the commit the pending
-//! entry is dropped; where it did not happen, the index is taken back. A compaction, which moves many rows, notes their new
-//! places in `_dosql_moves` and the files they leave in `_dosql_replaced`; the index takes them over after the commit.
+//! entry is dropped; where it did not happen, the index is taken back. A compaction, which moves many rows, notes the files they
+//! leave in `_dosql_replaced`, and in `_dosql_runs` where their rows go (`moved.rs`); those of rows that it sorts go to
+//! `_dosql_moves`, and the index takes them over after the commit.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rusqlite::types::{ToSqlOutput, Value as SqlValue, ValueRef};
-use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, ToSql, params};
 
 use crate::LakeError;
+use crate::moved::{Run, packed, unpacked};
 
 const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS _dosql_shards (
@@ -40,6 +42,10 @@ CREATE TABLE IF NOT EXISTS _dosql_moves (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS _dosql_replaced (
     table_id INTEGER NOT NULL, file INTEGER NOT NULL, PRIMARY KEY (table_id, file)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS _dosql_runs (
+    file INTEGER NOT NULL, first INTEGER NOT NULL, table_id INTEGER NOT NULL, to_file INTEGER NOT NULL, to_first INTEGER NOT NULL,
+    gone BLOB NOT NULL, PRIMARY KEY (file, first)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS _dosql_options (
     source TEXT PRIMARY KEY, options TEXT NOT NULL
@@ -270,9 +276,12 @@ impl Index {
                      SELECT table_id, shard_id, key, file, position FROM _dosql_undo WHERE table_id = ?1",
                 )?
                 .execute([table_id])?;
-            self.database
-                .prepare_cached("DELETE FROM _dosql_files WHERE table_id = ?1 AND id >= ?2")?
-                .execute([table_id, first_file])?;
+            for statement in [
+                "DELETE FROM _dosql_files WHERE table_id = ?1 AND id >= ?2",
+                "DELETE FROM _dosql_runs WHERE table_id = ?1 AND to_file >= ?2",
+            ] {
+                self.database.prepare_cached(statement)?.execute([table_id, first_file])?;
+            }
             self.forget(*table_id)
         })
     }
@@ -293,9 +302,11 @@ impl Index {
     pub(crate) fn clear_table(&self, table_id: i64) -> Result<(), LakeError> {
         self.transaction(|| {
             self.mark_stale(table_id)?;
-            for statement in
-                ["DELETE FROM _dosql_index WHERE table_id = ?1", "DELETE FROM _dosql_files WHERE table_id = ?1"]
-            {
+            for statement in [
+                "DELETE FROM _dosql_index WHERE table_id = ?1",
+                "DELETE FROM _dosql_files WHERE table_id = ?1",
+                "DELETE FROM _dosql_runs WHERE table_id = ?1",
+            ] {
                 self.database.prepare_cached(statement)?.execute([table_id])?;
             }
             self.forget(table_id)
@@ -330,6 +341,46 @@ impl Index {
         Ok(())
     }
 
+    /// A pending commit moves this run of a data file's rows.
+    pub(crate) fn add_run(&self, table_id: i64, file: i64, run: &Run) -> Result<(), LakeError> {
+        self.database.prepare_cached("INSERT INTO _dosql_runs VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
+            file,
+            run.first,
+            table_id,
+            run.to.file,
+            run.to.row,
+            packed(&run.gone)
+        ])?;
+        Ok(())
+    }
+
+    /// The runs that a data file's rows have moved in, in order; none where they stand in it.
+    pub(crate) fn runs(&self, file: i64) -> Result<Vec<Run>, LakeError> {
+        let mut statement = self
+            .database
+            .prepare_cached("SELECT first, to_file, to_first, gone FROM _dosql_runs WHERE file = ?1 ORDER BY first")?;
+        let runs = statement.query_map([file], |row| {
+            let gone =
+                unpacked(row.get_ref(3)?.as_bytes()?).ok_or(rusqlite::Error::IntegralValueOutOfRange(3, file))?;
+            Ok(Run { first: row.get(0)?, to: Position { file: row.get(1)?, row: row.get(2)? }, gone })
+        })?;
+        Ok(runs.collect::<Result<_, _>>()?)
+    }
+
+    /// Forgets the runs of rows that no entry is looked up by any more, having read the table's whole index.
+    pub(crate) fn forget_unused_runs(&self, table_id: i64) -> Result<(), LakeError> {
+        self.database
+            .prepare_cached(
+                "WITH RECURSIVE used (file) AS (
+                     SELECT DISTINCT file FROM _dosql_index WHERE table_id = ?1
+                     UNION SELECT to_file FROM _dosql_runs JOIN used USING (file)
+                 )
+                 DELETE FROM _dosql_runs WHERE table_id = ?1 AND file NOT IN (SELECT file FROM used)",
+            )?
+            .execute([table_id])?;
+        Ok(())
+    }
+
     /// When a maintenance task was last begun; 0 where never.
     pub(crate) fn last_run_ms(&self, task: &str) -> Result<u64, LakeError> {
         let mut statement = self.database.prepare_cached("SELECT at_ms FROM _dosql_maintenance WHERE task = ?1")?;
@@ -359,9 +410,9 @@ impl Index {
         Ok(())
     }
 
-    /// The index of one table and shard.
-    pub(crate) fn keys(&self, table_id: i64, shard_id: i64) -> Keys<'_> {
-        Keys { database: &self.database, table_id, shard_id }
+    /// The index of one table.
+    pub(crate) fn keys(&self, table_id: i64) -> Result<Keys<'_>, LakeError> {
+        Keys::new(&self.database, table_id)
     }
 }
 
@@ -369,80 +420,83 @@ fn known_table(row: &Row<'_>) -> rusqlite::Result<KnownTable> {
     Ok(KnownTable { id: row.get(0)?, name: row.get(1)?, snapshot_id: row.get(2)?, rows: row.get(3)? })
 }
 
-/// The index from keys to rows, of one table and shard.
-#[derive(Clone, Copy)]
+/// The index from keys to rows, of one table. Its statements are used for every row, so they are prepared once.
 pub(crate) struct Keys<'a> {
-    database: &'a Connection,
     table_id: i64,
-    shard_id: i64,
+    add: CachedStatement<'a>,
+    set: CachedStatement<'a>,
+    get: CachedStatement<'a>,
+    remove: CachedStatement<'a>,
+    some: CachedStatement<'a>,
+    move_to: CachedStatement<'a>,
+    keep: CachedStatement<'a>,
 }
 
-impl Keys<'_> {
-    /// Adds a key where it is not there yet; says whether it was added.
-    pub(crate) fn add(&self, key: &Key, position: Position) -> Result<bool, LakeError> {
-        let mut statement = self.database.prepare_cached(
-            "INSERT INTO _dosql_index (table_id, shard_id, key, file, position) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT DO NOTHING",
-        )?;
-        Ok(statement.execute(params![self.table_id, self.shard_id, key, position.file, position.row])? == 1)
+impl<'a> Keys<'a> {
+    fn new(database: &'a Connection, table_id: i64) -> Result<Self, LakeError> {
+        Ok(Self {
+            table_id,
+            add: database.prepare_cached(
+                "INSERT INTO _dosql_index (table_id, shard_id, key, file, position) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT DO NOTHING",
+            )?,
+            set: database.prepare_cached(
+                "UPDATE _dosql_index SET file = ?4, position = ?5 WHERE table_id = ?1 AND shard_id = ?2 AND key = ?3",
+            )?,
+            get: database.prepare_cached(
+                "SELECT file, position FROM _dosql_index WHERE table_id = ?1 AND shard_id = ?2 AND key = ?3",
+            )?,
+            remove: database
+                .prepare_cached("DELETE FROM _dosql_index WHERE table_id = ?1 AND shard_id = ?2 AND key = ?3")?,
+            some: database
+                .prepare_cached("SELECT key FROM _dosql_index WHERE table_id = ?1 AND shard_id = ?2 LIMIT ?3")?,
+            move_to: database.prepare_cached(
+                "INSERT INTO _dosql_moves (table_id, shard_id, key, file, position) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?,
+            keep: database.prepare_cached(
+                "INSERT INTO _dosql_undo (table_id, shard_id, key, file, position) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?,
+        })
+    }
+
+    /// Adds a shard's key where it is not there yet; says whether it was added.
+    pub(crate) fn add(&mut self, shard_id: i64, key: &Key, position: Position) -> Result<bool, LakeError> {
+        Ok(self.add.execute(params![self.table_id, shard_id, key, position.file, position.row])? == 1)
     }
 
     /// Moves a key that is there.
-    pub(crate) fn set(&self, key: &Key, position: Position) -> Result<(), LakeError> {
-        self.database
-            .prepare_cached(
-                "UPDATE _dosql_index SET file = ?4, position = ?5 WHERE table_id = ?1 AND shard_id = ?2 AND key = ?3",
-            )?
-            .execute(params![self.table_id, self.shard_id, key, position.file, position.row])?;
+    pub(crate) fn set(&mut self, shard_id: i64, key: &Key, position: Position) -> Result<(), LakeError> {
+        self.set.execute(params![self.table_id, shard_id, key, position.file, position.row])?;
         Ok(())
     }
 
-    /// Where a key's row stands.
-    pub(crate) fn get(&self, key: &Key) -> Result<Option<Position>, LakeError> {
-        let mut statement = self.database.prepare_cached(
-            "SELECT file, position FROM _dosql_index WHERE table_id = ?1 AND shard_id = ?2 AND key = ?3",
-        )?;
-        Ok(statement
-            .query_row(params![self.table_id, self.shard_id, key], |row| {
-                Ok(Position { file: row.get(0)?, row: row.get(1)? })
-            })
-            .optional()?)
+    /// Where a key's row stands, or stood before compaction moved it.
+    pub(crate) fn get(&mut self, shard_id: i64, key: &Key) -> Result<Option<Position>, LakeError> {
+        let position = |row: &Row<'_>| Ok(Position { file: row.get(0)?, row: row.get(1)? });
+        Ok(self.get.query_row(params![self.table_id, shard_id, key], position).optional()?)
     }
 
     /// Removes a key.
-    pub(crate) fn remove(&self, key: &Key) -> Result<(), LakeError> {
-        self.database
-            .prepare_cached("DELETE FROM _dosql_index WHERE table_id = ?1 AND shard_id = ?2 AND key = ?3")?
-            .execute(params![self.table_id, self.shard_id, key])?;
+    pub(crate) fn remove(&mut self, shard_id: i64, key: &Key) -> Result<(), LakeError> {
+        self.remove.execute(params![self.table_id, shard_id, key])?;
         Ok(())
     }
 
-    /// Some of the keys.
-    pub(crate) fn some(&self, limit: u32) -> Result<Vec<Key>, LakeError> {
-        let mut statement = self
-            .database
-            .prepare_cached("SELECT key FROM _dosql_index WHERE table_id = ?1 AND shard_id = ?2 LIMIT ?3")?;
-        let rows = statement.query_map(params![self.table_id, self.shard_id, limit], |row| Key::read(row, 0))?;
+    /// Some of a shard's keys.
+    pub(crate) fn some(&mut self, shard_id: i64, limit: u32) -> Result<Vec<Key>, LakeError> {
+        let rows = self.some.query_map(params![self.table_id, shard_id, limit], |row| Key::read(row, 0))?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// Notes where a row will stand after the pending commit.
-    pub(crate) fn move_to(&self, key: &Key, position: Position) -> Result<(), LakeError> {
-        self.database
-            .prepare_cached(
-                "INSERT INTO _dosql_moves (table_id, shard_id, key, file, position) VALUES (?1, ?2, ?3, ?4, ?5)",
-            )?
-            .execute(params![self.table_id, self.shard_id, key, position.file, position.row])?;
+    pub(crate) fn move_to(&mut self, shard_id: i64, key: &Key, position: Position) -> Result<(), LakeError> {
+        self.move_to.execute(params![self.table_id, shard_id, key, position.file, position.row])?;
         Ok(())
     }
 
     /// Keeps the place that a committed row had, for [`Index::take_back`].
-    pub(crate) fn keep_for_undo(&self, key: &Key, position: Position) -> Result<(), LakeError> {
-        self.database
-            .prepare_cached(
-                "INSERT INTO _dosql_undo (table_id, shard_id, key, file, position) VALUES (?1, ?2, ?3, ?4, ?5)",
-            )?
-            .execute(params![self.table_id, self.shard_id, key, position.file, position.row])?;
+    pub(crate) fn keep_for_undo(&mut self, shard_id: i64, key: &Key, position: Position) -> Result<(), LakeError> {
+        self.keep.execute(params![self.table_id, shard_id, key, position.file, position.row])?;
         Ok(())
     }
 }

@@ -60,6 +60,7 @@ mod maintenance;
 mod mirror;
 mod misfits;
 mod opening;
+mod moved;
 mod options;
 mod parquet_file;
 mod partition;

@@ -8,8 +8,9 @@ use dosql_proto::Row;
 
 use crate::LakeError;
 use crate::buffer::{Action, Change, TableBuffer};
-use crate::index::{Index, Key, Keys, Position};
+use crate::index::{Index, Key, Keys, KnownTable, Position};
 use crate::key::key;
+use crate::moved::Finder;
 
 /// A data file to be written, of one partition.
 pub(crate) struct PlannedFile {
@@ -45,50 +46,62 @@ pub(crate) struct Layout<'a> {
 /// Plans a flush by moving the index to what it will be afterwards. Runs within one transaction of the index's database.
 pub(crate) struct Planner<'a> {
     index: &'a Index,
-    buffer: &'a TableBuffer,
     table_id: i64,
+    keys: Keys<'a>,
+    buffer: &'a TableBuffer,
     layout: &'a Layout<'a>,
     plan: MirrorPlan,
     shards: BTreeMap<Rc<str>, i64>,
     /// Earlier files that lose rows: their URL and partition.
     earlier: HashMap<i64, (Arc<str>, Arc<str>)>,
+    finder: Finder<'a>,
 }
 
 impl<'a> Planner<'a> {
     pub(crate) fn new(
         index: &'a Index,
         buffer: &'a TableBuffer,
-        table_id: i64,
+        known: &'a KnownTable,
         layout: &'a Layout<'a>,
     ) -> Result<Self, LakeError> {
         let first_file = index.next_file()?;
         let plan = MirrorPlan { files: Vec::new(), deletes: BTreeMap::new(), first_file };
-        Ok(Self { index, buffer, table_id, layout, plan, shards: BTreeMap::new(), earlier: HashMap::new() })
+        Ok(Self {
+            index,
+            table_id: known.id,
+            keys: index.keys(known.id)?,
+            buffer,
+            layout,
+            plan,
+            shards: BTreeMap::new(),
+            earlier: HashMap::new(),
+            finder: Finder::new(index, &known.name),
+        })
     }
 
     /// Takes in the changes of these indexes, in order.
     pub(crate) fn plan(mut self, changes: impl Iterator<Item = usize>) -> Result<MirrorPlan, LakeError> {
         for number in changes {
             let change = &self.buffer.changes[number];
-            let keys = self.keys(&change.shard)?;
+            let shard = self.shard(&change.shard)?;
             match &change.action {
-                Action::Insert { after } => self.write(keys, &self.key(change, after), number)?,
+                Action::Insert { after } => self.write(shard, &self.key(change, after), number, true)?,
                 Action::Update { before, after } => {
                     let (old, new) = (self.key(change, before), self.key(change, after));
                     if old != new {
-                        self.delete(keys, &old)?;
+                        self.delete(shard, &old)?;
                     }
-                    self.write(keys, &new, number)?;
+                    self.write(shard, &new, number, old != new)?;
                 }
-                Action::Delete { before } => self.delete(keys, &self.key(change, before))?,
+                Action::Delete { before } => self.delete(shard, &self.key(change, before))?,
                 Action::Reshape => {}
                 Action::Drop => loop {
-                    let some = keys.some(1000)?;
+                    let some = self.keys.some(shard, 1000)?;
                     if some.is_empty() {
                         break;
                     }
                     for key in &some {
-                        self.delete(keys, key)?;
+                        self.delete(shard, key)?;
                     }
                 },
             }
@@ -109,62 +122,66 @@ impl<'a> Planner<'a> {
                 let change = &self.buffer.changes[*number];
                 if let Action::Insert { after } | Action::Update { after, .. } = &change.action {
                     let key = self.key(change, after);
-                    self.keys(&change.shard)?.set(&key, Position { file: id, row })?;
+                    let shard = self.shard(&change.shard)?;
+                    self.keys.set(shard, &key, Position { file: id, row })?;
                 }
             }
         }
         Ok(())
     }
 
-    fn keys(&mut self, shard: &Rc<str>) -> Result<Keys<'a>, LakeError> {
-        let shard_id = match self.shards.get(shard) {
-            Some(id) => *id,
-            None => {
-                let id = self.index.shard_id(shard)?;
-                self.shards.insert(Rc::clone(shard), id);
-                id
-            }
-        };
-        Ok(self.index.keys(self.table_id, shard_id))
+    /// The number that stands for a shard in the index.
+    fn shard(&mut self, shard: &Rc<str>) -> Result<i64, LakeError> {
+        if let Some(id) = self.shards.get(shard) {
+            return Ok(*id);
+        }
+        let id = self.index.shard_id(shard)?;
+        self.shards.insert(Rc::clone(shard), id);
+        Ok(id)
     }
 
     fn key(&self, change: &Change, row: &Row) -> Key {
         key(&self.buffer.layouts[change.layout], change.rowid, row)
     }
 
-    /// The key's row is now this change's after image.
-    fn write(&mut self, keys: Keys<'_>, key: &Key, number: usize) -> Result<(), LakeError> {
+    /// The key's row is now this change's after image. `is_new` says that the key has had no row, most likely.
+    fn write(&mut self, shard: i64, key: &Key, number: usize, is_new: bool) -> Result<(), LakeError> {
         let place = self.file_of(self.layout.of[number])?;
         let file = &self.plan.files[place];
         let position = Position { file: file.id, row: file.rows.len() as i64 };
-        if !keys.add(key, position)? {
-            match keys.get(key)? {
+        if !(is_new && self.keys.add(shard, key, position)?) {
+            match self.keys.get(shard, key)? {
                 Some(old) if old.file == position.file => {
                     self.plan.files[place].rows[old.row as usize] = number;
                     return Ok(());
                 }
-                Some(old) => self.vacate(keys, key, old)?,
-                None => {}
+                Some(old) => {
+                    self.vacate(shard, key, old)?;
+                    self.keys.set(shard, key, position)?;
+                }
+                None => {
+                    self.keys.add(shard, key, position)?;
+                }
             }
-            keys.set(key, position)?;
         }
         self.plan.files[place].rows.push(number);
         Ok(())
     }
 
     /// The key has no row any more.
-    fn delete(&mut self, keys: Keys<'_>, key: &Key) -> Result<(), LakeError> {
-        if let Some(old) = keys.get(key)? {
-            keys.remove(key)?;
-            self.vacate(keys, key, old)?;
+    fn delete(&mut self, shard: i64, key: &Key) -> Result<(), LakeError> {
+        if let Some(old) = self.keys.get(shard, key)? {
+            self.keys.remove(shard, key)?;
+            self.vacate(shard, key, old)?;
         }
         Ok(())
     }
 
     /// The row at `old` is no longer the key's.
-    fn vacate(&mut self, keys: Keys<'_>, key: &Key, old: Position) -> Result<(), LakeError> {
+    fn vacate(&mut self, shard: i64, key: &Key, old: Position) -> Result<(), LakeError> {
         if old.file < self.plan.first_file {
-            keys.keep_for_undo(key, old)?;
+            self.keys.keep_for_undo(shard, key, old)?;
+            let old = self.finder.find(old)?;
             let (url, partition) = match self.earlier.get(&old.file) {
                 Some(file) => file.clone(),
                 None => {
@@ -187,7 +204,8 @@ impl<'a> Planner<'a> {
         let moved = &self.buffer.changes[last];
         if let Action::Insert { after } | Action::Update { after, .. } = &moved.action {
             let key = self.key(moved, after);
-            self.keys(&moved.shard)?.set(&key, old)?;
+            let shard = self.shard(&moved.shard)?;
+            self.keys.set(shard, &key, old)?;
         }
         Ok(())
     }

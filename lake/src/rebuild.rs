@@ -30,7 +30,7 @@ impl Writer {
                 let added = self.index.transaction(|| {
                     let id = self.index.add_file(known.id, url, &partition)?;
                     let mut shards: HashMap<String, i64> = HashMap::new();
-                    let mut added = 0_i64;
+                    let (mut index, mut added) = (self.index.keys(known.id)?, 0_i64);
                     for batch in LiveRows::new(&table.columns, bytes, &deleted)? {
                         let (batch, positions) = batch?;
                         let keys = KeyReader::new(&table.columns, &batch)?;
@@ -45,7 +45,7 @@ impl Writer {
                                 }
                             };
                             let position = Position { file: id, row: *position };
-                            if !self.index.keys(known.id, shard_id).add(&key, position)? {
+                            if !index.add(shard_id, &key, position)? {
                                 return Err(LakeError::Malformed {
                                     path: url.to_owned(),
                                     reason: format!("row {} has the key of another row", position.row),

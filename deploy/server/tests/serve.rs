@@ -334,6 +334,51 @@ async fn a_stuck_subscriber_holds_up_nobody() {
     assert_eq!(server.stop(), Some(0));
 }
 
+/// Subscribers who share questions and frames, in step or not, with some who cannot.
+#[tokio::test(flavor = "multi_thread")]
+async fn everyone_in_an_audience_sees_everything_once() {
+    const ROWS: usize = 300;
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), &["--shards", "2", "--auto-shard", "first-column"]);
+    server.sql("CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)", json!([]));
+    let mut audience = Vec::new();
+    for place in 0..120 {
+        let others = match place % 10 {
+            7 => "&format=debezium",
+            8 => "&filter=id%3E0",
+            _ => "",
+        };
+        audience.push(subscribe(&server, &format!("tables=t{others}")).await);
+    }
+    let readers: Vec<_> = (0..)
+        .zip(audience)
+        .map(|(place, mut socket)| {
+            tokio::spawn(async move {
+                let mut seen = Vec::new();
+                while seen.len() < ROWS {
+                    if place % 20 == 0 && seen.len() % 50 == 0 {
+                        tokio::time::sleep(Duration::from_millis(30)).await;
+                    }
+                    let frame = frame(&mut socket, LONG).await.unwrap();
+                    seen.extend(frame["changes"][0]["after"]["id"].as_i64().or(frame["after"]["id"].as_i64()));
+                }
+                let extra = frame(&mut socket, SHORT).await.filter(|frame| !frame["changes"].is_null());
+                assert_eq!(extra, None);
+                seen.sort_unstable();
+                seen
+            })
+        })
+        .collect();
+    for id in 1..=ROWS {
+        server.sql("INSERT INTO t VALUES (?, 'x')", json!([id]));
+    }
+    let everything: Vec<i64> = (1..=ROWS as i64).collect();
+    for reader in readers {
+        assert_eq!(reader.await.unwrap(), everything);
+    }
+    assert_eq!(server.stop(), Some(0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn durable_subscriptions_snapshots_and_formats() {
     let directory = tempfile::tempdir().unwrap();

@@ -16,6 +16,8 @@ use dosql_proto::{
 };
 use tokio::sync::watch;
 
+use super::audience::Audiences;
+
 /// The name of the one router, change stream and lake writer.
 const DEFAULT: &str = "default";
 /// The longest that a client may have a statement take, in milliseconds.
@@ -32,11 +34,17 @@ pub(super) struct Backend {
     client: Client,
     query_timeout_ms: u64,
     stopping: watch::Receiver<bool>,
+    audiences: Audiences,
 }
 
 impl Backend {
     pub(super) fn new(client: Client, query_timeout_ms: u64, stopping: watch::Receiver<bool>) -> Self {
-        Self { client, query_timeout_ms, stopping }
+        Self { client, query_timeout_ms, stopping, audiences: Audiences::default() }
+    }
+
+    /// What subscribers to the change stream have in common.
+    pub(super) fn audiences(&self) -> &Audiences {
+        &self.audiences
     }
 
     /// Completes when the server is told to stop.

@@ -1,9 +1,11 @@
 //! A subscription to the change stream, whichever interface it came through.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use dosql_proto::{ChangeBatch, Error, ErrorCode, SubscribeRequest};
 
+use super::audience::{Answer, Audience};
 use super::backend::Backend;
 
 /// How long to wait for changes before the subscriber gets a sign of life, where it does not say, and the least it may say.
@@ -20,6 +22,7 @@ pub(super) struct Changes {
     name: String,
     subscription: SubscribeRequest,
     heartbeat: Duration,
+    audience: Arc<Audience>,
 }
 
 impl Changes {
@@ -37,7 +40,8 @@ impl Changes {
                         0 => HEARTBEAT,
                         milliseconds => Duration::from_millis(milliseconds).max(SHORTEST_HEARTBEAT),
                     };
-                    return Ok(Self { backend, name, subscription: opened, heartbeat });
+                    let audience = backend.audiences().join(&opened);
+                    return Ok(Self { backend, name, subscription: opened, heartbeat, audience });
                 }
                 Err(error) => rest(error, &mut retries).await?,
             }
@@ -48,7 +52,7 @@ impl Changes {
     ///
     /// # Errors
     /// `UNAVAILABLE` when the server stops; what the change stream answers.
-    pub(super) async fn next(&mut self) -> Result<ChangeBatch, Error> {
+    pub(super) async fn next(&mut self) -> Result<Arc<Answer>, Error> {
         let backend = self.backend.clone();
         tokio::select! {
             outcome = self.poll() => outcome,
@@ -73,13 +77,13 @@ impl Changes {
         self.backend.acknowledge_changes(self.name.clone(), position).await.map(drop)
     }
 
-    async fn poll(&mut self) -> Result<ChangeBatch, Error> {
+    async fn poll(&mut self) -> Result<Arc<Answer>, Error> {
         let mut retries = 0;
         loop {
-            match self.backend.poll_changes(self.subscription.clone(), self.heartbeat).await {
-                Ok(batch) => {
-                    self.subscription.from.clone_from(&batch.position);
-                    return Ok(batch);
+            match self.audience.next(&self.backend, &self.subscription, self.heartbeat).await {
+                Ok(answer) => {
+                    self.subscription.from.clone_from(&answer.batch.position);
+                    return Ok(answer);
                 }
                 Err(error) => rest(error, &mut retries).await?,
             }

@@ -139,7 +139,10 @@ impl CdcService for Subscriptions {
         request: Request<SubscribeRequest>,
     ) -> Result<tonic::Response<Self::SubscribeStream>, Status> {
         let changes = Changes::open(self.backend.clone(), request.into_inner()).await?;
-        let batches = try_unfold(changes, async |mut changes| Ok(Some((changes.next().await?, changes))));
+        let batches = try_unfold(changes, async |mut changes| {
+            let answer = changes.next().await?;
+            Ok(Some((answer.batch.clone(), changes)))
+        });
         Ok(tonic::Response::new(batches.map_err(|error: Error| error.into()).boxed()))
     }
 
@@ -201,8 +204,8 @@ impl Follower {
             }
             let stopping = self.changes.stopping();
             let heard = tokio::select! {
-                batch = self.changes.next(), if allowed => {
-                    let batch = batch?;
+                answer = self.changes.next(), if allowed => {
+                    let batch = answer?.batch.clone();
                     self.credits.spend(batch.encoded_len());
                     return Ok(Some(batch));
                 }

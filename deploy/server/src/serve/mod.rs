@@ -1,5 +1,6 @@
 //! `dosql serve`: one process with every actor in it, and the interfaces in front of them.
 
+mod audience;
 mod backend;
 mod catalog;
 mod changes;

@@ -94,24 +94,24 @@ impl Subscriber {
     /// reader holds up nobody and costs one batch of memory.
     async fn step(&mut self) -> Result<(), End> {
         self.wait_for_credit().await?;
-        let batch = loop {
+        let answer = loop {
             let said = tokio::select! {
-                batch = self.changes.next() => break batch?,
+                answer = self.changes.next() => break answer?,
                 said = self.receiver.next() => said,
             };
             self.hear(said).await?;
         };
-        for message in messages(&batch, self.format)? {
+        for message in answer.frames(self.format, messages)? {
             if !self.credits.allow() {
                 self.sender.flush().await?;
                 self.wait_for_credit().await?;
             }
-            self.credits.spend(match &message {
+            self.credits.spend(match message {
                 Message::Text(text) => text.len(),
                 Message::Binary(bytes) => bytes.len(),
                 _ => 0,
             });
-            self.sender.feed(message).await?;
+            self.sender.feed(message.clone()).await?;
         }
         Ok(self.sender.flush().await?)
     }

@@ -20,8 +20,8 @@ use tokio::time::Instant;
 use super::backend::Backend;
 use super::changes::is_heartbeat;
 
-/// What sending a piece to one subscriber may take, which is left to those who write.
-const PAUSE_A_SUBSCRIBER: Duration = Duration::from_micros(20);
+/// Some ten times what it takes to send a piece to one subscriber, so that most of a core is left to those who write.
+const PAUSE_A_SUBSCRIBER: Duration = Duration::from_micros(100);
 /// Shorter pauses are not worth a timer.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);

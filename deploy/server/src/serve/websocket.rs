@@ -23,6 +23,8 @@ use super::http::HttpError;
 
 /// Longest text that the protocol lets a close frame carry, in bytes.
 const LONGEST_REASON: usize = 123;
+/// Bytes that are read of a subscriber at a time; the buffer is cleared for each reading, and subscribers say little.
+const READ_BUFFER: usize = 4 << 10;
 /// Longest message of a subscriber's, in bytes; a position in it may be that of many shards.
 const LONGEST_MESSAGE: usize = 1 << 20;
 
@@ -39,7 +41,7 @@ pub(super) async fn subscribe(
     })?;
     let changes = Changes::open(backend, parameters.subscription).await?;
     let credits = parameters.credit.map_or_else(Credits::unlimited, Credits::limited);
-    Ok(upgrade.max_message_size(LONGEST_MESSAGE).on_upgrade(async move |socket| {
+    Ok(upgrade.read_buffer_size(READ_BUFFER).max_message_size(LONGEST_MESSAGE).on_upgrade(async move |socket| {
         let (sender, receiver) = socket.split();
         let mut subscriber = Subscriber { sender, receiver, changes, credits, format: parameters.format };
         match subscriber.serve().await {

@@ -50,7 +50,7 @@ impl Shared {
                 page(connection, last, *width, *max_bytes).map_err(sql_error)
             }
             Cursor::Chain(chain) => self.advance_chain(chain, scope).await,
-            Cursor::Merge(merging) => self.advance_merge(merging, scope).await,
+            Cursor::Merge(merging) => Box::pin(self.advance_merge(merging, scope)).await,
         }
     }
 

@@ -33,7 +33,7 @@ impl Shared {
     ) -> Result<Vec<usize>, Error> {
         match (target, scope.transaction().and_then(|transaction| transaction.somewhere())) {
             (Target::Any, Some(shard)) => Ok(vec![shard]),
-            (Target::Lookup(keys), _) => self.look_up(keys, params, scope).await,
+            (Target::Lookup(keys), _) => Box::pin(self.look_up(keys, params, scope)).await,
             _ => self.resolve(target, params),
         }
     }

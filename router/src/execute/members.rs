@@ -97,7 +97,7 @@ impl Shared {
             let message = "another primary is being chosen for the shard";
             return Err(Error::retryable(ErrorCode::NotPrimary, message, PAUSE_MS));
         }
-        self.configure(shard, &primary).await
+        Box::pin(self.configure(shard, &primary)).await
     }
 
     /// Tells a member who the primary is.
@@ -209,10 +209,11 @@ impl Shared {
             while let Some(name) = next.next() {
                 if *name == self.primary(shard).0 && next.peek().is_none() && names.len() > 1 {
                     // The last resort: with the patience that a read of the primary has.
-                    return self.ask_primary_reader(shard, ShardQuery { replica: false, ..query }, scope).await;
+                    let query = ShardQuery { replica: false, ..query };
+                    return Box::pin(self.ask_primary_reader(shard, query, scope)).await;
                 }
                 let hedge = next.peek().map(|name| name.as_str());
-                match self.ask_hedged(shard, name, hedge, &query, scope).await {
+                match Box::pin(self.ask_hedged(shard, name, hedge, &query, scope)).await {
                     Ok(found) => return Ok(found),
                     Err(error) if shards::transient(&error) || error.code() == ErrorCode::ReplicaLagging => {
                         refused = Some(error);
@@ -244,8 +245,8 @@ impl Shared {
     pub(super) fn seen(&self, scope: &Scope) -> String {
         let catalog = self.catalog.borrow();
         let mut position: Position = scope.options.bookmark.parse().unwrap_or_default();
-        for (shard, lsn) in scope.seen() {
-            position.advance(&catalog.shards[shard], lsn);
+        for (shard, lsn) in scope.seen().iter() {
+            position.advance(&catalog.shards[*shard], *lsn);
         }
         position.to_string()
     }

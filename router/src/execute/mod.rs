@@ -163,7 +163,8 @@ impl Shared {
         self.follow_document(&call).await
     }
 
-    /// Answers one request.
+    /// Answers one request. Whatever a plain read does not do is boxed where it is waited for, here and below: each request's
+    /// future is allocated and moved as a whole, as large as the largest thing that it may come to do.
     ///
     /// # Errors
     /// Typed, for the client.
@@ -189,12 +190,12 @@ impl Shared {
                 self.close(request.cursor);
                 Reply::Closed(Closed {})
             }
-            Request::Batch(request) => Reply::Batch(self.batch(request, &call).await?),
+            Request::Batch(request) => Reply::Batch(Box::pin(self.batch(request, &call)).await?),
             Request::Explain(request) => Reply::Explain(self.explain(request)?),
-            Request::Load(request) => Reply::Load(self.load(request, &call).await?),
-            Request::Promote(request) => Reply::Promoted(self.promote(request).await?),
-            Request::Topology(_) => Reply::Topology(self.topology(false).await),
-            Request::Health(_) => Reply::Topology(self.topology(true).await),
+            Request::Load(request) => Reply::Load(Box::pin(self.load(request, &call)).await?),
+            Request::Promote(request) => Reply::Promoted(Box::pin(self.promote(request)).await?),
+            Request::Topology(_) => Reply::Topology(Box::pin(self.topology(false)).await),
+            Request::Health(_) => Reply::Topology(Box::pin(self.topology(true)).await),
             Request::OpenSession(_) => Reply::Session(self.open_session()?),
             Request::CloseSession(request) => {
                 self.close_session(&request.session);
@@ -246,8 +247,7 @@ impl Shared {
             return answer;
         }
         let done = match Control::parse(&statement.sql)? {
-            Some(control) => self
-                .control(&seat, control, &scope)
+            Some(control) => Box::pin(self.control(&seat, control, &scope))
                 .await
                 .map(|bookmark| ExecuteResponse { result: Some(StatementResult::default()), bookmark }),
             None => self.execute_in(statement, request.request_id.clone(), seat.scope(&scope)).await,
@@ -269,7 +269,7 @@ impl Shared {
             Err(error) => return self.applied_before(&request_id)?.ok_or(error),
         };
         if plan.writes() {
-            let mut done = self.write(&plan, statement, request_id, &scope).await?;
+            let mut done = Box::pin(self.write(&plan, statement, request_id, &scope)).await?;
             done.bookmark = scope.with_own(done.bookmark);
             if let Some(result) = &mut done.result {
                 self.count(&result.rows, &scope);
@@ -305,7 +305,7 @@ impl Shared {
             return self.query_in(statement, request.request_id, bytes, scope).await;
         };
         if let Some(control) = Control::parse(&statement.sql)? {
-            let bookmark = self.control(&seat, control, &scope).await?;
+            let bookmark = Box::pin(self.control(&seat, control, &scope)).await?;
             return Ok(RowBatch { bookmark, ..RowBatch::default() });
         }
         let done = self.query_in(statement, request.request_id, bytes, seat.scope(&scope)).await;
@@ -329,7 +329,7 @@ impl Shared {
             }
         };
         if plan.writes() {
-            let done = self.write(&plan, statement, request_id, &scope).await?;
+            let done = Box::pin(self.write(&plan, statement, request_id, &scope)).await?;
             let result = done.result.unwrap_or_default();
             self.count(&result.rows, &scope);
             return Ok(RowBatch {
@@ -366,15 +366,15 @@ impl Shared {
                 let value = self.catalog.borrow().pragma(sql)?;
                 Ok((value.map(|value| Row { values: vec![value.into()] }).into_iter().collect(), None))
             }
-            Step::Show(show) => Ok((self.show(show, scope).await?, None)),
+            Step::Show(show) => Ok((Box::pin(self.show(show, scope)).await?, None)),
             Step::Promote(promote) => {
                 scope.go_on();
-                let Promoted { shard, primary, epoch, lsn } = self.promote(promote.clone()).await?;
+                let Promoted { shard, primary, epoch, lsn } = Box::pin(self.promote(promote.clone())).await?;
                 let values = vec![shard.into(), primary.into(), (epoch as i64).into(), (lsn as i64).into()];
                 Ok((vec![Row { values }], None))
             }
             Step::Explain { sql, analyze: true } => {
-                let report = self.analyze(sql, statement.params, scope).await?;
+                let report = Box::pin(self.analyze(sql, statement.params, scope)).await?;
                 Ok((report.lines().map(|line| Row { values: vec![line.into()] }).collect(), None))
             }
             Step::Explain { sql, analyze: false } => {

@@ -36,15 +36,15 @@ impl Shared {
                 match otherwise {
                     _ if pins.is_empty() => (self.resolve(&Target::Any, params)?, sql),
                     Some(gather) if shards.len() != 1 => {
-                        return self.gather(gather, reading, call).await;
+                        return Box::pin(self.gather(gather, reading, call)).await;
                     }
                     _ => (shards, sql),
                 }
             }
             Read::Concatenate { target, sql } => (self.resolve_in(target, params, call).await?, sql),
-            Read::Merge(merge) => return self.merge(merge, reading, call).await,
-            Read::Gather(gather) => return self.gather(gather, reading, call).await,
-            Read::Lake(read) => return self.read_lake(read, reading, call).await,
+            Read::Merge(merge) => return Box::pin(self.merge(merge, reading, call)).await,
+            Read::Gather(gather) => return Box::pin(self.gather(gather, reading, call)).await,
+            Read::Lake(read) => return Box::pin(self.read_lake(read, reading, call)).await,
         };
         let statement = Statement { sql: sql.clone(), params: params.to_vec() };
         let chain = Chain::new(statement, max_bytes, shards, None);

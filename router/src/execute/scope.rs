@@ -1,6 +1,6 @@
 //! What one request brings along through all that it causes.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::rc::Rc;
@@ -83,8 +83,8 @@ impl Scope {
     }
 
     /// How far the shards had come that were read.
-    pub(super) fn seen(&self) -> BTreeMap<usize, u64> {
-        self.seen.borrow().clone()
+    pub(super) fn seen(&self) -> Ref<'_, BTreeMap<usize, u64>> {
+        self.seen.borrow()
     }
 
     /// The call, with a deadline `timeout_ms` from now at the latest.

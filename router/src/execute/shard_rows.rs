@@ -67,7 +67,7 @@ impl Shared {
             table: table.to_owned(),
         };
         let transaction = match scope.transaction() {
-            Some(transaction) => Some(self.join_for_read(transaction, shard, scope).await?),
+            Some(transaction) => Some(Box::pin(self.join_for_read(transaction, shard, scope)).await?),
             None => None,
         };
         let query = ShardQuery {

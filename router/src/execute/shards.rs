@@ -87,7 +87,11 @@ impl Shared {
     where
         F: Future<Output = T>,
     {
-        stream::iter(work.into_iter().map(run)).buffered(self.max_parallel).collect().await
+        // Most statements concern one shard.
+        match <[W; 1]>::try_from(work) {
+            Ok([only]) => vec![run(only).await],
+            Err(work) => stream::iter(work.into_iter().map(run)).buffered(self.max_parallel).collect().await,
+        }
     }
 
     /// The bookmark of what was written.

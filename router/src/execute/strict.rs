@@ -35,11 +35,20 @@ impl Shared {
         call: &Scope,
     ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
         if call.transaction().is_some() {
-            return self.open_whole(read, reading, call).await;
+            return Box::pin(self.open_whole(read, reading, call)).await;
         }
         if !call.strict() {
             return self.open(read, reading, call).await;
         }
+        Box::pin(self.open_strictly(read, reading, call)).await
+    }
+
+    async fn open_strictly(
+        &self,
+        read: &Read,
+        reading: Reading<'_>,
+        call: &Scope,
+    ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
         let mut touched = Vec::new();
         let mut attempt = 0;
         loop {

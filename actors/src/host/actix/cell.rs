@@ -1,4 +1,4 @@
-//! The actix actor in front of each of ours: its bounded mailbox is how messages reach the arbiter.
+//! The actix actor in front of each of ours: its bounded mailbox is how messages of other threads reach the arbiter.
 
 use actix::{Actor, ActorContext, Context, Handler, Message};
 

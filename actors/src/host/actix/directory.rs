@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use actix::Addr;
 use actix::prelude::SendError;
-use actix_rt::ArbiterHandle;
 use dosql_proto::{Address, Envelope, Error, ErrorCode, Protocol};
 use futures_channel::oneshot;
 use futures_util::future::LocalBoxFuture;
@@ -18,7 +18,10 @@ use super::http::Http;
 use super::local_host::LocalHost;
 use super::local_objects::LocalObjects;
 use super::s3_objects::S3Objects;
-use crate::runtime::{Actor, Context, Delivery, MailboxReceiver, ObjectStore, Payload, Settings, mailbox, supervise};
+use super::threads::ActorThread;
+use crate::runtime::{
+    Actor, Context, Delivery, Input, Mailbox, MailboxReceiver, ObjectStore, Payload, Settings, mailbox, supervise,
+};
 
 /// Drives an actor of one kind until its mailbox closes.
 type Drive = fn(Context, MailboxReceiver) -> LocalBoxFuture<'static, ()>;
@@ -49,7 +52,7 @@ pub(super) struct Directory {
     /// Bytes that one actor's database may keep in memory.
     pub(super) cache_bytes: u64,
     mailbox_capacity: usize,
-    arbiters: Vec<ArbiterHandle>,
+    threads: Vec<ActorThread>,
     state: Mutex<State>,
 }
 
@@ -62,8 +65,45 @@ struct State {
 
 struct Running {
     cell: Addr<Cell>,
+    mailbox: Mailbox,
+    thread: thread::ThreadId,
     /// Resolves when the actor has ended.
     ended: oneshot::Receiver<()>,
+}
+
+/// How a message reaches an actor.
+enum Door {
+    /// From another thread.
+    There(Addr<Cell>),
+    /// From the actor's own thread: nothing has to be woken on the way.
+    Here(Mailbox),
+}
+
+impl Running {
+    fn door(&self) -> Door {
+        if self.thread == thread::current().id() {
+            Door::Here(self.mailbox.clone())
+        } else {
+            Door::There(self.cell.clone())
+        }
+    }
+}
+
+impl Door {
+    fn hand_over(&self, delivery: Delivery, address: &Address) -> Result<(), Error> {
+        match self {
+            Self::Here(mailbox) => {
+                mailbox.deliver(Input::Message(delivery));
+                Ok(())
+            }
+            Self::There(cell) => cell.try_send(Forward(delivery)).map_err(|refused| match refused {
+                SendError::Full(_) => {
+                    Error::retryable(ErrorCode::Overloaded, format!("{address}'s mailbox is full"), 50)
+                }
+                SendError::Closed(_) => stopped(address),
+            }),
+        }
+    }
 }
 
 impl Directory {
@@ -73,10 +113,10 @@ impl Directory {
         settings: Arc<Settings>,
         cache_bytes: u64,
         mailbox_capacity: usize,
-        arbiters: Vec<ArbiterHandle>,
+        threads: Vec<ActorThread>,
     ) -> Self {
         let (http, state) = (Http::default(), Mutex::default());
-        Self { data_dir, objects, http, settings, cache_bytes, mailbox_capacity, arbiters, state }
+        Self { data_dir, objects, http, settings, cache_bytes, mailbox_capacity, threads, state }
     }
 
     /// Makes a kind of actor known.
@@ -110,14 +150,8 @@ impl Directory {
     ) -> impl Future<Output = Result<Payload, Error>> + Send + use<> {
         let address = envelope.to.clone().unwrap_or_default();
         let (reply, answer) = oneshot::channel();
-        let handed = self.find(&address).and_then(|cell| {
-            cell.try_send(Forward(Delivery { envelope, payload, reply })).map_err(|refused| match refused {
-                SendError::Full(_) => {
-                    Error::retryable(ErrorCode::Overloaded, format!("{address}'s mailbox is full"), 50)
-                }
-                SendError::Closed(_) => stopped(&address),
-            })
-        });
+        let delivery = Delivery { envelope, payload, reply };
+        let handed = self.find(&address).and_then(|door| door.hand_over(delivery, &address));
         async move {
             handed?;
             answer.await.unwrap_or_else(|_| {
@@ -142,11 +176,11 @@ impl Directory {
             .collect()
     }
 
-    /// The actor's cell, started where it is not running yet.
-    fn find(self: &Arc<Self>, address: &Address) -> Result<Addr<Cell>, Error> {
+    /// The way to the actor, which is started where it is not running yet.
+    fn find(self: &Arc<Self>, address: &Address) -> Result<Door, Error> {
         let mut state = self.state();
         if let Some(running) = state.running.get(address) {
-            return Ok(running.cell.clone());
+            return Ok(running.door());
         }
         if state.stopping {
             return Err(stopped(address));
@@ -159,17 +193,19 @@ impl Directory {
             ));
         };
         let running = self.start(address.clone(), drive);
-        let cell = running.cell.clone();
+        let door = running.door();
         state.running.insert(address.clone(), running);
-        Ok(cell)
+        Ok(door)
     }
 
     fn start(self: &Arc<Self>, address: Address, drive: Drive) -> Running {
         let (sender, receiver) = actix::dev::channel::channel(self.mailbox_capacity);
         let (alive, ended) = oneshot::channel::<()>();
         let directory = Arc::clone(self);
-        self.arbiter(&address).spawn_fn(move || {
-            let (inputs, inbox) = mailbox(directory.mailbox_capacity);
+        let thread = self.thread(&address);
+        let (inputs, inbox) = mailbox(self.mailbox_capacity);
+        let running = Running { cell: Addr::new(sender), mailbox: inputs.clone(), thread: thread.id(), ended };
+        thread.spawn_fn(move || {
             let context = Context::new(Rc::new(LocalHost::new(directory, address, inputs.clone())));
             actix_rt::spawn(async move {
                 drive(context, inbox).await;
@@ -177,14 +213,15 @@ impl Directory {
             });
             actix_rt::spawn(actix::Context::with_receiver(receiver).into_future(Cell::new(inputs)));
         });
-        Running { cell: Addr::new(sender), ended }
+        running
     }
 
-    fn arbiter(&self, address: &Address) -> &ArbiterHandle {
+    /// The thread that an actor runs on, or will.
+    fn thread(&self, address: &Address) -> &ActorThread {
         let mut hasher = DefaultHasher::new();
         (&address.kind, &address.name).hash(&mut hasher);
-        // The remainder fits: it is smaller than the number of arbiters, which is at least 1.
-        &self.arbiters[(hasher.finish() % self.arbiters.len() as u64) as usize]
+        // The remainder fits: it is smaller than the number of threads, which is at least 1.
+        &self.threads[(hasher.finish() % self.threads.len() as u64) as usize]
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {

@@ -26,6 +26,7 @@ mod local_host;
 mod local_objects;
 mod node;
 mod s3_objects;
+mod threads;
 
 pub use client::Client;
 pub use data_dir::DataDirError;

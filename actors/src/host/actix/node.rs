@@ -3,11 +3,11 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use actix_rt::{Arbiter, ArbiterHandle, System};
+use actix_rt::System;
 use futures_channel::oneshot;
 use futures_util::future::join_all;
 
@@ -16,6 +16,7 @@ use super::data_dir::{DataDir, DataDirError, DataDirLock};
 use super::directory::{Directory, Objects};
 use super::local_objects::LocalObjects;
 use super::s3_objects::{S3Objects, S3Settings};
+use super::threads;
 use crate::runtime::{Actor, Settings};
 
 /// How long [`Node::stop`] waits for actors to finish what they were sent.
@@ -93,7 +94,7 @@ impl Node {
             0 => thread::available_parallelism().map_or(1, NonZeroUsize::get),
             number => number,
         };
-        let (system, arbiters, thread) = start_threads(arbiters).map_err(NodeError::Threads)?;
+        let (system, threads, thread) = threads::start(arbiters).map_err(NodeError::Threads)?;
         let cache_bytes =
             (config.cache_bytes / u64::from(config.settings.shard_count.max(1))).clamp(64 << 10, 16 << 20);
         let directory = Directory::new(
@@ -102,7 +103,7 @@ impl Node {
             Arc::new(config.settings),
             cache_bytes,
             config.mailbox_capacity.max(1),
-            arbiters,
+            threads,
         );
         Ok(Self { directory: Arc::new(directory), system, thread: Some(thread), _lock: lock })
     }
@@ -159,33 +160,4 @@ impl Drop for Node {
             tracing::error!("the thread that runs the arbiters panicked");
         }
     }
-}
-
-/// A thread for the actix system, and the arbiters in it.
-fn start_threads(number: usize) -> io::Result<(System, Vec<ArbiterHandle>, JoinHandle<()>)> {
-    let (started, outcome) = mpsc::channel();
-    let thread = thread::Builder::new().name("dosql-node".to_owned()).spawn(move || {
-        let runner = System::new();
-        let arbiters: io::Result<Vec<Arbiter>> = (0..number).map(|_| Arbiter::try_new()).collect();
-        let arbiters = match arbiters {
-            Ok(arbiters) => arbiters,
-            Err(error) => {
-                // Nobody can fail to wait: the receiver lives until an outcome comes.
-                let _ = started.send(Err(error));
-                return;
-            }
-        };
-        let _ = started.send(Ok((System::current(), arbiters.iter().map(Arbiter::handle).collect())));
-        if let Err(error) = runner.run() {
-            tracing::error!(%error, "the actor system ended with an error");
-        }
-        for arbiter in arbiters {
-            arbiter.stop();
-            if arbiter.join().is_err() {
-                tracing::error!("an arbiter thread panicked");
-            }
-        }
-    })?;
-    let (system, handles) = outcome.recv().map_err(io::Error::other)??;
-    Ok((system, handles, thread))
 }

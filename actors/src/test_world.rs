@@ -31,6 +31,8 @@ pub(crate) struct World {
     pub(crate) unreachable: RefCell<Option<&'static str>>,
     /// Messages that arrived, by kind.
     pub(crate) delivered: RefCell<HashMap<String, u64>>,
+    /// Timers that run, by the kind of actor that waits for them.
+    timers: RefCell<HashMap<String, u64>>,
 }
 
 impl Drop for World {
@@ -59,6 +61,7 @@ impl World {
             skew_ms: Cell::new(0),
             unreachable: RefCell::default(),
             delivered: RefCell::default(),
+            timers: RefCell::default(),
         })
     }
 
@@ -90,6 +93,11 @@ impl World {
     pub(crate) fn delivered(&self, kind: &str) -> u64 {
         self.delivered.borrow().get(kind).copied().unwrap_or(0)
     }
+
+    /// How many timers actors of this kind wait for.
+    pub(crate) fn timers(&self, kind: &str) -> u64 {
+        self.timers.borrow().get(kind).copied().unwrap_or(0)
+    }
 }
 
 struct TestHost {
@@ -115,7 +123,19 @@ impl Host for TestHost {
     }
 
     fn sleep(&self, duration: Duration) -> LocalBoxFuture<'static, ()> {
-        tokio::time::sleep(duration).boxed_local()
+        struct Running(Rc<World>, String);
+        impl Drop for Running {
+            fn drop(&mut self) {
+                self.0.timers.borrow_mut().entry(self.1.clone()).and_modify(|timers| *timers -= 1);
+            }
+        }
+        let (world, kind) = (Rc::clone(&self.world), self.address.kind.clone());
+        async move {
+            *world.timers.borrow_mut().entry(kind.clone()).or_default() += 1;
+            let _running = Running(world, kind);
+            tokio::time::sleep(duration).await;
+        }
+        .boxed_local()
     }
 
     fn set_alarm(&self, at_ms: u64) {

@@ -30,7 +30,7 @@ use dosql_proto::{
 use self::durable::Durable;
 use self::fallback::Fallback;
 use self::shards::Shards;
-use crate::runtime::{Actor, Call, Context, Handled};
+use crate::runtime::{Actor, Call, Context, Handled, ToTheEnd};
 
 /// The actor `cdc/default`. See the [module](self).
 pub struct Cdc {
@@ -69,9 +69,10 @@ impl Actor for Cdc {
             Some(Request::Status(_)) => Handled::Reply(answer(Reply::Status(CdcStatus { shards: shards.status() }))),
             Some(Request::Poll(poll)) => {
                 let call = call.clone();
-                Handled::Later(Box::pin(async move {
+                let polled = async move {
                     subscription::poll(shards, poll, &call).await.and_then(|batch| answer(Reply::Changes(batch)))
-                }))
+                };
+                Handled::WhileAsked(Box::pin(polled), ToTheEnd::default())
             }
             Some(Request::Open(subscription)) => Handled::Later(Box::pin(async move {
                 durable::open(&shards, subscription).await.and_then(|opened| answer(Reply::Opened(opened)))

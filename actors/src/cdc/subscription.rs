@@ -15,7 +15,7 @@ use crate::runtime::Call;
 const DEFAULT_BYTES: usize = 1 << 20;
 const MAX_BYTES: usize = 16 << 20;
 
-/// Answers a poll.
+/// Answers a poll. One that waits for ever holds no timer while there is nothing new.
 pub(super) async fn poll(shards: Rc<Shards>, poll: PollChanges, call: &Call) -> Result<ChangeBatch, Error> {
     let Some(subscription) = poll.subscription else {
         return Err(Error::invalid("a poll must say what it subscribes to"));
@@ -54,6 +54,10 @@ pub(super) async fn poll(shards: Rc<Shards>, poll: PollChanges, call: &Call) -> 
             return Ok(ChangeBatch { shards: found, position: position.to_string(), previous });
         }
         let pause_ms = match trouble {
+            None if behind.is_empty() && until_ms == u64::MAX => {
+                news.await;
+                continue;
+            }
             None if behind.is_empty() => left_ms,
             // Everything read so far was of no interest.
             None => continue,

@@ -4,13 +4,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dosql_proto::{
-    AcknowledgeChanges, ChangeBatch, DropSubscriptionRequest, DurableSubscription, Error, ErrorCode,
-    ListSubscriptionsRequest, Operation, PollChanges, SubscribeRequest, Value, cdc_reply, cdc_request,
+    AcknowledgeChanges, CdcProtocol, CdcRequest, ChangeBatch, DropSubscriptionRequest, DurableSubscription, Error,
+    ErrorCode, ListSubscriptionsRequest, Operation, PollChanges, SubscribeRequest, Value, cdc_reply, cdc_request,
 };
 
 use super::Cdc;
 use super::tests::{cdc, execute, fill, flush, lsns, settings, shard_status, start};
-use crate::runtime::Settings;
+use crate::runtime::{Call, Settings};
 use crate::test_world::{World, run};
 
 async fn open(world: &Rc<World>, request: SubscribeRequest) -> Result<SubscribeRequest, Error> {
@@ -129,6 +129,40 @@ fn bad_choices_are_refused_when_they_are_made() {
         }
         // The table may still be made.
         open(&world, SubscribeRequest { filter: "later > 1".to_owned(), ..of("later") }).await.unwrap();
+    });
+}
+
+#[test]
+fn who_waits_for_ever_needs_no_timer() {
+    run(async {
+        let world = start(settings());
+        fill(&world, "shard-0", 1).await;
+        let opened = open(&world, SubscribeRequest { from: "latest".to_owned(), ..of("t") }).await.unwrap();
+        let waiting = |wait_ms: u64| {
+            let (context, subscription) = (world.context("test", "test"), Some(opened.clone()));
+            let poll = cdc_request::Request::Poll(PollChanges { subscription, wait_ms, max_bytes: 0 });
+            tokio::task::spawn_local(async move {
+                let request = CdcRequest { request: Some(poll) };
+                context.ask::<CdcProtocol>("default", request, &Call::system()).await.unwrap().reply
+            })
+        };
+        let timed = waiting(60_000);
+        while world.timers("cdc") == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        timed.abort();
+        let endless = waiting(u64::MAX);
+        // It sees to what the other left, too: nobody waits for that any more.
+        for _ in 0..400 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            if world.timers("cdc") == 0 {
+                break;
+            }
+        }
+        assert_eq!((world.timers("cdc"), endless.is_finished()), (0, false));
+        fill(&world, "shard-1", 1).await;
+        let Some(cdc_reply::Reply::Changes(batch)) = endless.await.unwrap() else { panic!("no changes") };
+        assert_eq!(batch.shards[0].shard, "shard-1");
     });
 }
 

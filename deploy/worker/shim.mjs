@@ -67,6 +67,18 @@ function objectClass(name) {
     alarm() {
       return guarded(() => this.#current().alarm());
     }
+
+    webSocketMessage(socket, message) {
+      return guarded(() => this.#current().webSocketMessage(socket, message));
+    }
+
+    webSocketClose(socket, code, reason, clean) {
+      return guarded(() => this.#current().webSocketClose(socket, code, reason, clean));
+    }
+
+    webSocketError(socket, error) {
+      return guarded(() => this.#current().webSocketError(socket, error));
+    }
   };
 }
 

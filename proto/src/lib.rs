@@ -10,6 +10,8 @@ mod protocol;
 #[cfg(feature = "grpc")]
 mod status;
 mod stream_position;
+#[cfg(feature = "json")]
+pub mod subscriber;
 mod typed_value;
 
 /// The generated messages of package `dosql.v1`.

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from urllib.parse import urlencode
 
 import httpx
 from websockets.sync.client import connect
@@ -132,9 +133,10 @@ class Server:
             raise SqlError(answer.status_code, answer.json())
         return answer.json()
 
-    def subscribe(self, from_: str = "earliest", tables: str = "", format: str = "json"):
-        """A WebSocket on the change stream; iterate `frames` over it."""
-        query = f"from={from_}&format={format}" + (f"&tables={tables}" if tables else "")
+    def subscribe(self, from_: str = "earliest", tables: str = "", format: str = "json", **parameters):
+        """A WebSocket on the change stream; read it with `next_frame`."""
+        parameters = {"from": from_, "format": format, "tables": tables, **parameters}
+        query = urlencode({name: value for name, value in parameters.items() if value != ""})
         return connect(f"ws://{self.http_address}/cdc?{query}", max_size=None, compression=None)
 
     def shell(self, *arguments: str, input: str | None = None) -> subprocess.CompletedProcess:

@@ -6,9 +6,9 @@ use dosql_proto::json::{
     value_from_json,
 };
 use dosql_proto::{
-    CdcProtocol, CdcRequest, CdcStatusRequest, CloseSession, Error, ErrorCode, FetchRequest, FlushLake, LakeProtocol,
-    LakeRequest, LakeStatusRequest, LoadRequest, OpenSession, Promote, QueryRequest, RouterProtocol, RouterRequest,
-    Row, RowBatch, ShardsHealthRequest, cdc_reply, cdc_request, lake_reply, lake_request, router_reply, router_request,
+    CdcProtocol, CdcRequest, CdcStatusRequest, CloseSession, Error, ErrorCode, FetchRequest, LoadRequest, OpenSession,
+    Promote, QueryRequest, RouterProtocol, RouterRequest, Row, RowBatch, ShardsHealthRequest, cdc_reply, cdc_request,
+    router_reply, router_request,
 };
 use futures_util::stream;
 use serde::Deserialize;
@@ -17,7 +17,7 @@ use worker::{Context, Env, Method, Request, Response};
 
 use crate::host::variable;
 use crate::reach::Reach;
-use crate::{changes, conformance};
+use crate::{conformance, subscriptions};
 
 /// The name of the one router, change stream and lake writer there is.
 pub(crate) const DEFAULT: &str = "default";
@@ -31,7 +31,7 @@ const LONGEST_TIMEOUT_MS: u64 = 3_600_000;
 pub(crate) struct Entry {
     pub(crate) reach: Reach,
     pub(crate) env: Env,
-    settings: Settings,
+    pub(crate) settings: Settings,
 }
 
 /// Answers one request.
@@ -49,17 +49,43 @@ pub(crate) async fn fetch(request: Request, env: Env, _context: Context) -> work
         (Method::Post, "/load") => entry.load(request).await,
         (Method::Post, "/flush") => entry.flush().await,
         (Method::Get, "/status") => entry.status().await,
+        (Method::Post, "/admin/compact") => entry.compact(request).await,
+        (Method::Post, "/admin/cleanup") => entry.clean_up(request).await,
+        (Method::Get, "/admin/lake/options") => entry.lake_options(&request).await,
+        (Method::Post, "/admin/lake/options") => entry.configure_lake(request).await,
         (Method::Get, "/admin/shards/health") => entry.shards_health().await,
-        (Method::Post, path) if promoted_shard(path).is_some() => entry.promote(&request).await,
-        (Method::Get, "/cdc") => changes::subscribe(entry, &request).await,
-        (method, path) if conformance::enabled(&entry.env) => conformance::fetch(&entry, method, path, request).await,
-        (_, "/health" | "/sql" | "/session" | "/load" | "/flush" | "/status" | "/cdc") => {
-            return Response::error("this path does not take this method", 405);
-        }
-        _ => Err(Error::new(ErrorCode::NotFound, format!("there is no {path}"))),
+        (Method::Get, "/cdc") => entry.subscribe(request).await,
+        (Method::Get, "/cdc/subscriptions") => entry.subscriptions().await,
+        (method, path) => match (method, promoted_shard(path), subscriptions::named(path)) {
+            (Method::Post, Some(shard), _) => entry.promote(shard, &request).await,
+            (Method::Delete, _, Some((name, ""))) => entry.drop_subscription(name).await,
+            (Method::Post, _, Some((name, "ack"))) => entry.acknowledge(name, request).await,
+            (_, shard, named) if shard.is_some() || named.is_some() || PATHS.contains(&path) => {
+                let error = Error::invalid("this path does not take this method");
+                return Ok(refuse(&error)?.with_status(405));
+            }
+            (method, ..) if conformance::enabled(&entry.env) => conformance::fetch(&entry, method, path, request).await,
+            _ => Err(Error::new(ErrorCode::NotFound, format!("there is no {path}"))),
+        },
     };
     answer.or_else(|error| refuse(&error))
 }
+
+/// The paths that something is at.
+const PATHS: [&str; 12] = [
+    "/health",
+    "/sql",
+    "/session",
+    "/load",
+    "/flush",
+    "/status",
+    "/admin/compact",
+    "/admin/cleanup",
+    "/admin/lake/options",
+    "/admin/shards/health",
+    "/cdc",
+    "/cdc/subscriptions",
+];
 
 impl Entry {
     fn new(env: Env) -> Result<Self, Error> {
@@ -200,17 +226,6 @@ impl Entry {
         }
     }
 
-    /// `POST /flush`: has the lake commit everything written before.
-    async fn flush(&self) -> Result<Response, Error> {
-        let call = self.call(self.settings.query_timeout_ms)?;
-        match self.cdc(cdc_request::Request::FlushLake(FlushLake {}), &call).await? {
-            cdc_reply::Reply::Flushed(flushed) => {
-                json(serde_json::json!({"position": flushed.position}).to_string().into())
-            }
-            _ => Err(Error::internal("the change stream answered something else than a flush")),
-        }
-    }
-
     /// `GET /admin/shards/health`: the members of the shards, and how far they are.
     async fn shards_health(&self) -> Result<Response, Error> {
         let call = self.call(self.settings.query_timeout_ms)?;
@@ -221,18 +236,11 @@ impl Entry {
     }
 
     /// `POST /admin/shards/SHARD/promote?member=NAME`: makes another member the primary.
-    async fn promote(&self, request: &Request) -> Result<Response, Error> {
+    async fn promote(&self, shard: &str, request: &Request) -> Result<Response, Error> {
         let call = self.call(self.settings.query_timeout_ms)?;
-        let url = request.url().map_err(platform)?;
-        let mut member = String::new();
-        for (name, value) in url.query_pairs() {
-            match &*name {
-                "member" => member = value.into_owned(),
-                _ => return Err(Error::invalid(format!("unknown parameter {name}"))),
-            }
-        }
-        let shard = promoted_shard(url.path()).unwrap_or_default().to_owned();
-        match self.router(router_request::Request::Promote(Promote { shard, member }), &call).await? {
+        let [member] = parameters(request, ["member"])?;
+        let promote = Promote { shard: shard.to_owned(), member };
+        match self.router(router_request::Request::Promote(promote), &call).await? {
             router_reply::Reply::Promoted(promoted) => json(promoted_document(&promoted).to_string().into()),
             _ => Err(Error::internal("the router answered something else than a promotion")),
         }
@@ -240,17 +248,25 @@ impl Entry {
 
     /// `GET /status`: where the change stream and the lake stand.
     async fn status(&self) -> Result<Response, Error> {
-        let call = self.call(self.settings.shard_timeout_ms)?;
+        let call = self.call(self.settings.query_timeout_ms)?;
         let cdc = match self.cdc(cdc_request::Request::Status(CdcStatusRequest {}), &call).await? {
             cdc_reply::Reply::Status(status) => status,
             _ => return Err(Error::internal("the change stream answered something else than its status")),
         };
-        let request = LakeRequest { request: Some(lake_request::Request::Status(LakeStatusRequest {})) };
-        match self.reach.ask::<LakeProtocol>(DEFAULT, request, &call).await?.reply {
-            Some(lake_reply::Reply::Status(lake)) => json(status_document(&cdc, &lake).to_string().into()),
-            _ => Err(Error::internal("the lake answered something else than its status")),
-        }
+        json(status_document(&cdc, &self.lake_status().await?).to_string().into())
     }
+}
+
+/// The values of the only parameters that a request may have; "" for one that it has not.
+pub(crate) fn parameters<const N: usize>(request: &Request, names: [&str; N]) -> Result<[String; N], Error> {
+    let url = request.url().map_err(platform)?;
+    let mut values = [const { String::new() }; N];
+    for (name, value) in url.query_pairs() {
+        let known = names.iter().position(|known| *known == name);
+        let at = known.ok_or_else(|| Error::invalid(format!("unknown parameter {name}")))?;
+        values[at] = value.into_owned();
+    }
+    Ok(values)
 }
 
 /// The session that a request names; "" where it names none.
@@ -289,9 +305,12 @@ fn as_json(mut response: Response) -> Result<Response, Error> {
 }
 
 /// An error as an HTTP answer.
-fn refuse(error: &Error) -> worker::Result<Response> {
+pub(crate) fn refuse(error: &Error) -> worker::Result<Response> {
     let mut response = Response::from_bytes(ErrorBody(error).to_json().into_bytes())?.with_status(http_status(error));
     response.headers_mut().set("content-type", "application/json")?;
+    if error.retry_after_ms > 0 {
+        response.headers_mut().set("retry-after", &error.retry_after_ms.div_ceil(1_000).to_string())?;
+    }
     Ok(response)
 }
 

@@ -9,8 +9,9 @@ use dosql_actors::{Host, ObjectStore, Payload, Settings};
 use dosql_proto::{Address, Envelope, Error, ErrorCode};
 use futures_util::future::LocalBoxFuture;
 use rusqlite::{Connection, OpenFlags};
-use worker::{Delay, Env, ScheduledTime, State};
+use worker::{Delay, Env, State};
 
+use crate::alarms::Alarms;
 use crate::bucket::R2;
 use crate::pages::{self, PageStore};
 use crate::reach::Reach;
@@ -27,7 +28,7 @@ pub(crate) struct ObjectHost {
     address: Address,
     /// The object's id: unlike the address, it differs between the two namespaces.
     file: String,
-    state: Rc<State>,
+    alarms: Rc<Alarms>,
     store: Rc<PageStore>,
     reach: Reach,
     objects: Rc<dyn ObjectStore>,
@@ -38,13 +39,19 @@ pub(crate) struct ObjectHost {
 }
 
 impl ObjectHost {
-    pub(crate) fn new(address: Address, state: Rc<State>, store: Rc<PageStore>, env: &Env) -> worker::Result<Self> {
+    pub(crate) fn new(
+        address: Address,
+        state: &State,
+        alarms: Rc<Alarms>,
+        store: Rc<PageStore>,
+        env: &Env,
+    ) -> worker::Result<Self> {
         let settings = Settings::from_variables(|name| variable(env, name)).map_err(|error| error.to_string())?;
         let root = variable(env, "LAKEHOUSE_URL").unwrap_or_else(|| "s3://dosql-lakehouse".to_owned());
         Ok(Self {
             file: state.id().to_string(),
             address,
-            state,
+            alarms,
             store,
             reach: Reach::new(env)?,
             objects: Rc::new(R2::new(env.bucket("LAKEHOUSE_BUCKET")?, &root)),
@@ -102,15 +109,7 @@ impl Host for ObjectHost {
     }
 
     fn set_alarm(&self, at_ms: u64) {
-        let storage = self.state.storage();
-        let at = ScheduledTime::new(js_sys::Date::new(&(at_ms as f64).into()));
-        let address = self.address.clone();
-        // The platform orders this write with the pages written in the same turn; only its failure is reported later.
-        wasm_bindgen_futures::spawn_local(async move {
-            if let Err(error) = storage.set_alarm(at).await {
-                worker::console_error!("{address}: the alarm could not be set: {error}");
-            }
-        });
+        self.alarms.set_actor(&self.address, at_ms);
     }
 
     fn open_storage(&self) -> Result<Connection, Error> {

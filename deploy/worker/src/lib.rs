@@ -6,23 +6,29 @@
 #![cfg(target_family = "wasm")]
 #![allow(missing_docs, reason = "the class macro of the `worker` crate generates methods without")]
 
+mod alarms;
 mod bucket;
-mod changes;
 mod conformance;
 mod entry;
 mod host;
 mod log;
+mod maintenance;
 mod object;
 mod pages;
 mod reach;
+mod sockets;
+mod subscriptions;
 mod tasks;
 
-use worker::{Context, DurableObject, Env, Request, Response, Result, State, durable_object, event};
+use worker::{
+    Context, DurableObject, Env, Error, Request, Response, Result, State, WebSocket, WebSocketIncomingMessage,
+    durable_object, event,
+};
 
 use object::Object;
 
 /// The class of shards, routers, change streams and probes.
-#[durable_object(alarm)]
+#[durable_object]
 pub struct DoSQL {
     object: Object,
 }
@@ -38,6 +44,18 @@ impl DurableObject for DoSQL {
 
     async fn alarm(&self) -> Result<Response> {
         self.object.alarm().await
+    }
+
+    async fn websocket_message(&self, socket: WebSocket, message: WebSocketIncomingMessage) -> Result<()> {
+        self.object.said(&socket, message)
+    }
+
+    async fn websocket_close(&self, socket: WebSocket, _code: usize, _reason: String, _clean: bool) -> Result<()> {
+        self.object.gone(&socket)
+    }
+
+    async fn websocket_error(&self, socket: WebSocket, _error: Error) -> Result<()> {
+        self.object.gone(&socket)
     }
 }
 

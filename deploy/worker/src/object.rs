@@ -10,15 +10,18 @@ use dosql_actors::{Actor, Context, Delivery, Input, Mailbox, Payload, mailbox, s
 use dosql_lake::Lake;
 use dosql_lake::scan::LakeReader;
 use dosql_proto::packet_reply::Outcome;
-use dosql_proto::{Address, Error, ErrorCode, Packet, PacketReply, Protocol};
+use dosql_proto::{Address, CdcProtocol, Envelope, Error, ErrorCode, Packet, PacketReply, Protocol};
 use dosql_router::Router;
 use futures_channel::oneshot;
 use prost::Message;
 use wasm_bindgen::{JsCast, JsValue};
-use worker::{Env, Request, Response, State};
+use worker::{Env, Request, Response, State, WebSocket, WebSocketIncomingMessage};
 
+use crate::alarms::Alarms;
+use crate::entry::{DEFAULT, refuse};
 use crate::host::ObjectHost;
 use crate::pages::PageStore;
+use crate::sockets::Sockets;
 
 /// Messages that wait for one object at most; it answers `OVERLOADED` to more.
 const MAILBOX: usize = 1024;
@@ -28,6 +31,8 @@ pub(crate) struct Object {
     state: Rc<State>,
     env: Env,
     running: RefCell<Option<Running>>,
+    alarms: Rc<Alarms>,
+    sockets: Rc<Sockets>,
 }
 
 struct Running {
@@ -38,18 +43,29 @@ struct Running {
 impl Object {
     pub(crate) fn new(state: State, env: Env) -> Self {
         crate::log::start(&env);
-        Self { state: Rc::new(state), env, running: RefCell::new(None) }
+        let state = Rc::new(state);
+        let alarms = Rc::new(Alarms::new(Rc::clone(&state)));
+        let sockets = Rc::new(Sockets::new(Rc::clone(&state), Rc::clone(&alarms)));
+        Self { state, env, running: RefCell::new(None), alarms, sockets }
     }
 
     /// A message from another object or the Worker. (`/evict` never gets here: the shim ends the object itself.)
     pub(crate) async fn fetch(&self, mut request: Request) -> worker::Result<Response> {
+        self.wake()?;
         match request.path().as_str() {
             "/packet" => {
-                let outcome = match self.deliver(request.bytes().await?).await {
+                let outcome = match self.take(request.bytes().await?).await {
                     Ok(payload) => Outcome::Body(payload.into_bytes()),
                     Err(error) => Outcome::Error(error),
                 };
                 Response::from_bytes(PacketReply { outcome: Some(outcome) }.encode_to_vec())
+            }
+            "/cdc" => {
+                let opened = match self.mailbox(Some(&Address::new(CdcProtocol::KIND, DEFAULT))) {
+                    Ok(mailbox) => self.sockets.open(&request, mailbox).await,
+                    Err(error) => Err(error),
+                };
+                opened.or_else(|error| refuse(&error))
             }
             path => Response::error(format!("an object has no {path}"), 404),
         }
@@ -57,26 +73,41 @@ impl Object {
 
     /// The platform's alarm: the actor that set it may have been evicted since.
     pub(crate) async fn alarm(&self) -> worker::Result<Response> {
-        match self.mailbox(None) {
-            Ok(mailbox) => {
-                mailbox.ring().await;
-                Response::empty()
-            }
+        self.wake()?;
+        let now_ms = js_sys::Date::now() as u64;
+        let is_actors = self.alarms.fired(now_ms);
+        self.sockets.beat(now_ms);
+        if is_actors {
             // The platform calls again after a failure.
-            Err(error) => Err(error.to_string().into()),
+            self.mailbox(None).map_err(|error| error.to_string())?.ring().await;
         }
+        Response::empty()
     }
 
-    async fn deliver(&self, packet: Vec<u8>) -> Result<Payload, Error> {
+    /// A subscriber says something.
+    pub(crate) fn said(&self, socket: &WebSocket, message: WebSocketIncomingMessage) -> worker::Result<()> {
+        self.wake()?;
+        self.sockets.said(socket, message);
+        Ok(())
+    }
+
+    /// A subscriber is gone.
+    pub(crate) fn gone(&self, socket: &WebSocket) -> worker::Result<()> {
+        self.wake()?;
+        self.sockets.gone(socket);
+        Ok(())
+    }
+
+    fn wake(&self) -> worker::Result<()> {
+        self.sockets.wake(|| self.mailbox(None)).map_err(|error| error.to_string().into())
+    }
+
+    async fn take(&self, packet: Vec<u8>) -> Result<Payload, Error> {
         let packet =
             Packet::decode(&packet[..]).map_err(|error| Error::invalid(format!("malformed Packet: {error}")))?;
         let envelope = packet.envelope.ok_or_else(|| Error::invalid("the Packet has no envelope"))?;
         let mailbox = self.mailbox(envelope.to.as_ref())?;
-        let (reply, answer) = oneshot::channel();
-        mailbox.deliver(Input::Message(Delivery { envelope, payload: Payload::Encoded(packet.body), reply }));
-        answer.await.unwrap_or_else(|_| {
-            Err(Error::retryable(ErrorCode::Unavailable, "the actor ended before it could answer", 50))
-        })
+        deliver(&mailbox, envelope, Payload::Encoded(packet.body)).await
     }
 
     /// The actor's mailbox; starts the actor if it does not run yet. Without `to`, the one that lived here before.
@@ -112,10 +143,19 @@ impl Object {
         let run = runner(&address.kind).ok_or_else(|| {
             Error::new(ErrorCode::NotFound, format!("there is no actor of the kind {}", address.kind))
         })?;
-        let host = ObjectHost::new(address.clone(), Rc::clone(&self.state), store, &self.env)
+        let host = ObjectHost::new(address.clone(), &self.state, Rc::clone(&self.alarms), store, &self.env)
             .map_err(|error| Error::invalid(format!("{address} could not be started: {error}")))?;
         Ok(run(Context::new(Rc::new(host))))
     }
+}
+
+/// Puts a message into an actor's mailbox and waits for the answer.
+pub(crate) async fn deliver(mailbox: &Mailbox, envelope: Envelope, payload: Payload) -> Result<Payload, Error> {
+    let (reply, answer) = oneshot::channel();
+    mailbox.deliver(Input::Message(Delivery { envelope, payload, reply }));
+    answer
+        .await
+        .unwrap_or_else(|_| Err(Error::retryable(ErrorCode::Unavailable, "the actor ended before it could answer", 50)))
 }
 
 /// What starts an actor of this kind.

@@ -7,17 +7,26 @@ use super::JsonValue;
 use crate::StreamPosition;
 use crate::v1::{ChangeBatch, Error, Operation, Row, RowChange, SchemaChange, ShardChanges, WalRecord, WalTable};
 
+/// A frame of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// The JSON text.
+    pub text: String,
+    /// Where the stream goes on after it; `None` within what can only be resumed as a whole.
+    pub position: Option<String>,
+}
+
 /// The JSON frames of a batch, one for each committed transaction and each part of a snapshot, in order. Resuming from a frame's
 /// `position` continues with the frame after it.
 ///
 /// # Errors
 /// `INTERNAL` where the batch contradicts itself (a change of a table it does not describe, a position that is none).
-pub fn change_frames(batch: &ChangeBatch) -> Result<Vec<String>, Error> {
+pub fn change_frames(batch: &ChangeBatch) -> Result<Vec<Frame>, Error> {
     let mut frames = Vec::with_capacity(batch.shards.iter().map(|shard| shard.records.len()).sum());
     each_record(batch, |placed| {
         let Placed { changes, record, after, .. } = placed;
-        let frame = Frame { shard: &changes.shard, record, rows: changes.snapshot.is_some(), position: after };
-        frames.push(serde_json::to_string(&frame)?);
+        let body = Body { shard: &changes.shard, record, rows: changes.snapshot.is_some(), position: after };
+        frames.push(Frame { text: serde_json::to_string(&body)?, position: Some((*after).to_owned()) });
         Ok(())
     })?;
     Ok(frames)
@@ -83,7 +92,7 @@ fn advance_snapshot(position: &mut StreamPosition, changes: &ShardChanges) {
     }
 }
 
-struct Frame<'a> {
+struct Body<'a> {
     shard: &'a str,
     record: &'a WalRecord,
     /// Whether these are rows of a snapshot.
@@ -91,7 +100,7 @@ struct Frame<'a> {
     position: &'a str,
 }
 
-impl Serialize for Frame<'_> {
+impl Serialize for Body<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut frame = serializer.serialize_struct("Frame", if self.rows { 7 } else { 6 })?;
         frame.serialize_field("shard", self.shard)?;
@@ -300,7 +309,7 @@ mod tests {
             previous: "a:4,b:0,c:4".into(),
         };
         let frames: Vec<serde_json::Value> =
-            change_frames(&batch).unwrap().iter().map(|frame| serde_json::from_str(frame).unwrap()).collect();
+            change_frames(&batch).unwrap().iter().map(|frame| serde_json::from_str(&frame.text).unwrap()).collect();
         let positions: Vec<_> = frames.iter().map(|frame| frame["position"].as_str().unwrap()).collect();
         assert_eq!(positions, ["a:5,b:0,c:4", "a:9,b:0,c:4", "a:9,b:1,c:4"]);
         assert_eq!(frames[0]["ts_ms"], 1_700_000_000_123_u64);
@@ -336,7 +345,7 @@ mod tests {
             previous: at(cursor("s"), 1),
         };
         let frames: Vec<serde_json::Value> =
-            change_frames(&batch).unwrap().iter().map(|frame| serde_json::from_str(frame).unwrap()).collect();
+            change_frames(&batch).unwrap().iter().map(|frame| serde_json::from_str(&frame.text).unwrap()).collect();
         let positions: Vec<_> = frames.iter().map(|frame| frame["position"].as_str().unwrap().to_owned()).collect();
         assert_eq!(positions, [at(cursor("s"), 2), at(cursor("t"), 3), "a:3".to_owned()]);
         assert_eq!((&frames[0]["snapshot"], &frames[1]["snapshot"]), (&serde_json::Value::Null, &true.into()));
@@ -348,7 +357,7 @@ mod tests {
         let change = SchemaChange { sql: "CREATE TABLE t(id)".into(), table: Some(table()), ..SchemaChange::default() };
         let record = WalRecord { lsn: 1, schema_changes: vec![change], ..WalRecord::default() };
         let batch = ChangeBatch { shards: vec![shard("a", vec![record])], ..at_one() };
-        let frame: serde_json::Value = serde_json::from_str(&change_frames(&batch).unwrap()[0]).unwrap();
+        let frame: serde_json::Value = serde_json::from_str(&change_frames(&batch).unwrap()[0].text).unwrap();
         assert_eq!(frame["schema_changes"][0]["table"]["primary_key"], serde_json::json!(["id"]));
         assert_eq!(frame["changes"], serde_json::json!([]));
     }

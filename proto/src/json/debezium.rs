@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::changes::{Key, NamedRow, Placed, each_record, table_of};
+use super::changes::{Frame, Key, NamedRow, Placed, each_record, table_of};
 use crate::v1::{ChangeBatch, Column, Error, Operation, RowChange, SchemaChange, WalTable};
 
 /// The connector, the logical server and the database that every event names.
@@ -19,7 +19,7 @@ const DATABASE: &str = "default";
 ///
 /// # Errors
 /// `INTERNAL` where the batch contradicts itself.
-pub fn debezium_frames(batch: &ChangeBatch, now_ms: u64) -> Result<Vec<String>, Error> {
+pub fn debezium_frames(batch: &ChangeBatch, now_ms: u64) -> Result<Vec<Frame>, Error> {
     let mut frames = Vec::new();
     each_record(batch, |placed| match placed.changes.snapshot {
         Some(_) => rows(placed, now_ms, &mut frames),
@@ -137,16 +137,17 @@ fn event<'a>(
 }
 
 /// The rows of a part of a snapshot. Only after the last one has the subscriber the whole part.
-fn rows(placed: &Placed<'_>, now_ms: u64, frames: &mut Vec<String>) -> serde_json::Result<()> {
+fn rows(placed: &Placed<'_>, now_ms: u64, frames: &mut Vec<Frame>) -> serde_json::Result<()> {
     for (index, change) in placed.record.changes.iter().enumerate() {
         let last = index + 1 == placed.record.changes.len();
         let position = if last { placed.after } else { placed.before };
-        frames.push(serde_json::to_string(&event(placed, change, position, now_ms, None)?)?);
+        let text = serde_json::to_string(&event(placed, change, position, now_ms, None)?)?;
+        frames.push(Frame { text, position: last.then(|| placed.after.to_owned()) });
     }
     Ok(())
 }
 
-fn transaction(placed: &Placed<'_>, now_ms: u64, frames: &mut Vec<String>) -> serde_json::Result<()> {
+fn transaction(placed: &Placed<'_>, now_ms: u64, frames: &mut Vec<Frame>) -> serde_json::Result<()> {
     let record = placed.record;
     let id = format!("{}:{}", placed.changes.shard, record.lsn);
     let ts_ms = record.hlc >> 16;
@@ -158,23 +159,24 @@ fn transaction(placed: &Placed<'_>, now_ms: u64, frames: &mut Vec<String>) -> se
         ts_ms,
         position: placed.before,
     };
-    frames.push(serde_json::to_string(&begin)?);
+    let mut within = |text: String| frames.push(Frame { text, position: None });
+    within(serde_json::to_string(&begin)?);
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     let mut total_order = 0;
     let mut schema_changes = record.schema_changes.iter().peekable();
     for (index, change) in record.changes.iter().enumerate() {
         while let Some(made) = schema_changes.next_if(|made| made.after_changes as usize <= index) {
-            frames.push(schema_change(placed, made, now_ms).to_string());
+            within(schema_change(placed, made, now_ms).to_string());
         }
         total_order += 1;
         let name = record.tables.get(change.table as usize).map_or("", |table| table.name.as_str());
         let count = counts.entry(name).or_default();
         *count += 1;
         let block = TransactionBlock { id: &id, total_order, data_collection_order: *count };
-        frames.push(serde_json::to_string(&event(placed, change, placed.before, now_ms, Some(block))?)?);
+        within(serde_json::to_string(&event(placed, change, placed.before, now_ms, Some(block))?)?);
     }
     for made in schema_changes {
-        frames.push(schema_change(placed, made, now_ms).to_string());
+        within(schema_change(placed, made, now_ms).to_string());
     }
     let collections = counts
         .iter()
@@ -187,7 +189,7 @@ fn transaction(placed: &Placed<'_>, now_ms: u64, frames: &mut Vec<String>) -> se
         ts_ms,
         position: placed.after,
     };
-    frames.push(serde_json::to_string(&end)?);
+    frames.push(Frame { text: serde_json::to_string(&end)?, position: Some(placed.after.to_owned()) });
     Ok(())
 }
 
@@ -295,7 +297,7 @@ mod tests {
     fn frames(record: WalRecord, snapshot: Option<SnapshotProgress>) -> Vec<Json> {
         let shards = vec![ShardChanges { shard: "a".into(), records: vec![record], snapshot }];
         let batch = ChangeBatch { shards, position: "a:6".into(), previous: "a:4".into() };
-        debezium_frames(&batch, 9).unwrap().iter().map(|frame| serde_json::from_str(frame).unwrap()).collect()
+        debezium_frames(&batch, 9).unwrap().iter().map(|frame| serde_json::from_str(&frame.text).unwrap()).collect()
     }
 
     #[test]

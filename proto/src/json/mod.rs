@@ -8,6 +8,8 @@
 mod changes;
 mod debezium;
 mod error;
+mod lake_options;
+mod maintenance;
 mod plan;
 mod request;
 mod result;
@@ -16,12 +18,17 @@ mod subscription;
 mod topology;
 mod value;
 
-pub use changes::{change_frames, heartbeat_frame};
+pub use changes::{Frame, change_frames, heartbeat_frame};
 pub use debezium::{debezium_frames, debezium_heartbeat};
 pub use error::{ErrorBody, http_status};
+pub use lake_options::{configure_from_json, options_document};
+pub use maintenance::{CleanupBody, CompactBody, compactions_document};
 pub use request::query_from_json;
 pub use result::ResultWriter;
 pub use status::status_document;
-pub use subscription::{FrameFormat, StreamParameters, messages_from_json, stream_parameters, subscriptions_document};
+pub use subscription::{
+    StreamParameters, acknowledgement_from_json, messages_from_json, stream_parameters, subscription_document,
+    subscriptions_document,
+};
 pub use topology::{promoted_document, topology_document};
 pub use value::{JsonRow, JsonValue, value_from_json};

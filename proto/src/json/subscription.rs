@@ -3,19 +3,7 @@
 use serde::Deserialize;
 
 use crate::v1::subscriber_message::Message;
-use crate::v1::{Credit, DurableSubscription, Error, Operation, SubscribeRequest};
-
-/// How a stream's frames are written.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub enum FrameFormat {
-    /// A JSON object for each transaction.
-    #[default]
-    Json,
-    /// JSON objects as Debezium shapes them.
-    Debezium,
-    /// `dosql.v1.ChangeBatch`.
-    Protobuf,
-}
+use crate::v1::{Credit, DurableSubscription, Error, FrameFormat, Operation, SubscribeRequest};
 
 /// What the parameters of a stream come to.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -109,28 +97,43 @@ pub fn messages_from_json(text: &str) -> Result<Vec<Message>, Error> {
     Ok(credit.into_iter().chain(said.ack.map(Message::Acknowledge)).collect())
 }
 
+/// The position in the body of an acknowledgement by itself: `{"ack": "shard-0:17"}`.
+///
+/// # Errors
+/// `INVALID_REQUEST` for something else.
+pub fn acknowledgement_from_json(body: &[u8]) -> Result<String, Error> {
+    let text = std::str::from_utf8(body).map_err(|_| Error::invalid("the acknowledgement is not UTF-8"))?;
+    match messages_from_json(text)?.pop() {
+        Some(Message::Acknowledge(position)) => Ok(position),
+        _ => Err(Error::invalid("an acknowledgement is {\"ack\": POSITION}")),
+    }
+}
+
 /// The list of durable subscriptions as a JSON document.
 #[must_use]
 pub fn subscriptions_document(subscriptions: &[DurableSubscription]) -> serde_json::Value {
-    let shown = |subscription: &DurableSubscription| {
-        let choices = subscription.choices.clone().unwrap_or_default();
-        let operations: Vec<String> =
-            choices.operations().map(|operation| operation.as_str_name().to_ascii_lowercase()).collect();
-        serde_json::json!({
-            "name": subscription.name,
-            "position": subscription.position,
-            "tables": choices.tables,
-            "shards": choices.shards,
-            "columns": choices.columns,
-            "filter": choices.filter,
-            "operations": operations,
-            "created_ms": subscription.created_ms,
-            "expires_ms": subscription.expires_ms,
-            "behind": subscription.behind,
-            "overrun": subscription.overrun,
-        })
-    };
-    serde_json::json!({"subscriptions": subscriptions.iter().map(shown).collect::<Vec<_>>()})
+    serde_json::json!({"subscriptions": subscriptions.iter().map(subscription_document).collect::<Vec<_>>()})
+}
+
+/// A durable subscription as a JSON document.
+#[must_use]
+pub fn subscription_document(subscription: &DurableSubscription) -> serde_json::Value {
+    let choices = subscription.choices.clone().unwrap_or_default();
+    let operations: Vec<String> =
+        choices.operations().map(|operation| operation.as_str_name().to_ascii_lowercase()).collect();
+    serde_json::json!({
+        "name": subscription.name,
+        "position": subscription.position,
+        "tables": choices.tables,
+        "shards": choices.shards,
+        "columns": choices.columns,
+        "filter": choices.filter,
+        "operations": operations,
+        "created_ms": subscription.created_ms,
+        "expires_ms": subscription.expires_ms,
+        "behind": subscription.behind,
+        "overrun": subscription.overrun,
+    })
 }
 
 #[cfg(test)]

@@ -7,18 +7,18 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::ws::Message;
-use dosql_proto::json::FrameFormat;
-use dosql_proto::{ChangeBatch, Error, SubscribeRequest};
+use dosql_proto::subscriber::{Frames, heartbeat, is_heartbeat};
+use dosql_proto::{ChangeBatch, Error, FrameFormat, SubscribeRequest};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 use prost::Message as _;
 use tokio::time::Instant;
 
 use super::backend::Backend;
-use super::changes::is_heartbeat;
+use super::websocket;
 
 /// Some ten times what it takes to send a piece to one subscriber, so that most of a core is left to those who write.
 const PAUSE_A_SUBSCRIBER: Duration = Duration::from_micros(100);
@@ -34,7 +34,7 @@ const ANSWERS_BYTES: usize = 4 << 20;
 pub(super) struct Answer {
     pub(super) batch: ChangeBatch,
     bytes: usize,
-    frames: [OnceLock<Result<Vec<Message>, Error>>; 3],
+    frames: [OnceLock<Result<Arc<Frames<Message>>, Error>>; 3],
 }
 
 impl Answer {
@@ -46,22 +46,21 @@ impl Answer {
     /// The answer as frames, which whoever needs them first makes.
     ///
     /// # Errors
-    /// What stands in the way of making them.
-    pub(super) fn frames(
-        &self,
-        format: FrameFormat,
-        make: impl FnOnce(&ChangeBatch, FrameFormat) -> Result<Vec<Message>, Error>,
-    ) -> Result<&[Message], Error> {
+    /// `INTERNAL` where the batch contradicts itself.
+    pub(super) fn frames(&self, format: FrameFormat) -> Result<Arc<Frames<Message>>, Error> {
         let place = match format {
             FrameFormat::Json => 0,
             FrameFormat::Debezium => 1,
             FrameFormat::Protobuf => 2,
         };
-        match self.frames[place].get_or_init(|| make(&self.batch, format)) {
-            Ok(frames) => Ok(frames),
-            Err(error) => Err(error.clone()),
-        }
+        let make = || Ok(Arc::new(Frames::of(&self.batch, format, now_ms())?.map(websocket::frame)));
+        self.frames[place].get_or_init(make).clone()
     }
+}
+
+fn now_ms() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
 type Question = Shared<BoxFuture<'static, Result<Arc<Answer>, Error>>>;
@@ -111,7 +110,7 @@ enum Known {
 }
 
 impl Audience {
-    /// What comes after the subscription's position; it is waited for up to `wait`, or less where somebody waits already.
+    /// What comes after the subscription's position, or a heartbeat; it comes sooner where somebody waits already.
     ///
     /// # Errors
     /// What the change stream answers.
@@ -119,15 +118,14 @@ impl Audience {
         self: &Arc<Self>,
         backend: &Backend,
         subscription: &SubscribeRequest,
-        wait: Duration,
     ) -> Result<Arc<Answer>, Error> {
-        match self.known(backend, subscription, wait) {
+        match self.known(backend, subscription) {
             Known::Answer(answer) => Ok(answer),
             Known::Question(question) => question.await,
         }
     }
 
-    fn known(self: &Arc<Self>, backend: &Backend, subscription: &SubscribeRequest, wait: Duration) -> Known {
+    fn known(self: &Arc<Self>, backend: &Backend, subscription: &SubscribeRequest) -> Known {
         let mut talk = held(&self.talk);
         if let Some((_, answer)) = talk.answered.iter().find(|(from, _)| *from == subscription.from) {
             return Known::Answer(Arc::clone(answer));
@@ -142,6 +140,7 @@ impl Audience {
                 tokio::time::sleep_until(at).await;
             }
             let from = subscription.from.clone();
+            let wait = heartbeat(&subscription);
             let answer = backend.poll_changes(subscription, wait).await.map(|batch| Arc::new(Answer::new(batch)));
             if let Some(audience) = audience.upgrade() {
                 audience.note(from, answer.as_ref().ok());

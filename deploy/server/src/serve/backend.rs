@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dosql_actors::host::actix::Client;
 use dosql_actors::runtime::Call;
+use dosql_proto::subscriber::BATCH_BYTES;
 use dosql_proto::{
     AcknowledgeChanges, BatchRequest, BatchResponse, CatalogProtocol, CatalogRequest, CdcProtocol, CdcRequest,
     CdcStatus, CdcStatusRequest, ChangeBatch, CloseRequest, CloseSession, DropSubscriptionRequest, Error,
@@ -24,8 +25,6 @@ const DEFAULT: &str = "default";
 const LONGEST_TIMEOUT_MS: u64 = 3_600_000;
 /// How long everything written may take to reach the lake, in milliseconds.
 const FLUSH_TIMEOUT_MS: u64 = 600_000;
-/// About how many bytes of log records a subscriber is sent at a time.
-const CHANGES_BYTES: u32 = 256 << 10;
 const HEALTH_TIMEOUT_MS: u64 = 10_000;
 
 /// The actors behind the interfaces.
@@ -238,8 +237,8 @@ impl Backend {
     }
 
     /// Moves a durable subscription forward.
-    pub(super) async fn acknowledge_changes(&self, name: String, position: String) -> Result<SubscriptionNoted, Error> {
-        self.ask_subscription(cdc_request::Request::Acknowledge(AcknowledgeChanges { name, position })).await
+    pub(super) async fn acknowledge_changes(&self, moved: AcknowledgeChanges) -> Result<SubscriptionNoted, Error> {
+        self.ask_subscription(cdc_request::Request::Acknowledge(moved)).await
     }
 
     pub(super) async fn drop_subscription(&self, name: String) -> Result<SubscriptionNoted, Error> {
@@ -260,7 +259,7 @@ impl Backend {
         wait: Duration,
     ) -> Result<ChangeBatch, Error> {
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        let poll = PollChanges { subscription: Some(subscription), wait_ms, max_bytes: CHANGES_BYTES };
+        let poll = PollChanges { subscription: Some(subscription), wait_ms, max_bytes: BATCH_BYTES };
         let timeout_ms = self.query_timeout_ms.saturating_add(wait_ms);
         match self.ask_cdc(cdc_request::Request::Poll(poll), timeout_ms).await? {
             cdc_reply::Reply::Changes(batch) => Ok(batch),

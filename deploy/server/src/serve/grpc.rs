@@ -3,6 +3,7 @@
 use axum::response::Response;
 use dosql_proto::cdc_service_server::{CdcService, CdcServiceServer};
 use dosql_proto::query_service_server::{QueryService, QueryServiceServer};
+use dosql_proto::subscriber::Terms;
 use dosql_proto::{
     AcknowledgeChanges, BatchRequest, BatchResponse, ChangeBatch, CloseSession, Credit, DESCRIPTORS,
     DropSubscriptionRequest, ERROR_CODE_METADATA, Error, ErrorCode, ExecuteRequest, ExecuteResponse, ExplainRequest,
@@ -18,7 +19,6 @@ use tonic::{Code, Request, Status, Streaming};
 use super::backend::Backend;
 use super::changes::Changes;
 use super::conversation::Conversation;
-use super::flow::Credits;
 
 /// Longest request, in bytes; as long as the body of an HTTP request.
 pub(super) const LARGEST_REQUEST: usize = 32 << 20;
@@ -155,9 +155,9 @@ impl CdcService for Subscriptions {
         let Some(subscriber_message::Message::Subscribe(subscription)) = first else {
             return Err(Error::invalid("a subscriber's first message must be what it subscribes to").into());
         };
+        let terms = Terms::new(&subscription.name, Some(Credit::default()));
         let changes = Changes::open(self.backend.clone(), subscription).await?;
-        let credits = Credits::limited(Credit::default());
-        let follower = Follower { said: Some(said), changes, credits };
+        let follower = Follower { said: Some(said), changes, terms };
         let batches =
             try_unfold(follower, async |mut follower| Ok(follower.next().await?.map(|batch| (batch, follower))));
         Ok(tonic::Response::new(batches.map_err(|error: Error| error.into()).boxed()))
@@ -167,8 +167,7 @@ impl CdcService for Subscriptions {
         &self,
         request: Request<AcknowledgeChanges>,
     ) -> Result<tonic::Response<SubscriptionNoted>, Status> {
-        let AcknowledgeChanges { name, position } = request.into_inner();
-        Ok(tonic::Response::new(self.backend.acknowledge_changes(name, position).await?))
+        Ok(tonic::Response::new(self.backend.acknowledge_changes(request.into_inner()).await?))
     }
 
     async fn list_subscriptions(
@@ -191,14 +190,14 @@ struct Follower {
     /// `None` after its last word.
     said: Option<Streaming<SubscriberMessage>>,
     changes: Changes,
-    credits: Credits,
+    terms: Terms,
 }
 
 impl Follower {
     /// The next batch, as soon as there is credit for it; `None` where none can come any more.
     async fn next(&mut self) -> Result<Option<ChangeBatch>, Error> {
         loop {
-            let allowed = self.credits.allow();
+            let allowed = self.terms.allow();
             if !allowed && self.said.is_none() {
                 return Ok(None);
             }
@@ -206,7 +205,7 @@ impl Follower {
             let heard = tokio::select! {
                 answer = self.changes.next(), if allowed => {
                     let batch = answer?.batch.clone();
-                    self.credits.spend(batch.encoded_len());
+                    self.terms.spend(batch.encoded_len());
                     return Ok(Some(batch));
                 }
                 heard = hear(&mut self.said) => heard?,
@@ -214,10 +213,10 @@ impl Follower {
             };
             match heard {
                 None => self.said = None,
-                Some(subscriber_message::Message::Credit(credit)) => self.credits.grant(credit),
-                Some(subscriber_message::Message::Acknowledge(position)) => self.changes.acknowledge(position).await?,
-                Some(subscriber_message::Message::Subscribe(_)) => {
-                    return Err(Error::invalid("the stream has its subscription already"));
+                Some(message) => {
+                    if let Some(acknowledged) = self.terms.hear(message)? {
+                        self.changes.acknowledge(acknowledged).await?;
+                    }
                 }
             }
         }

@@ -8,10 +8,10 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use dosql_proto::json::{
-    ErrorBody, ResultWriter, http_status, messages_from_json, promoted_document, query_from_json, status_document,
-    subscriptions_document, topology_document,
+    ErrorBody, ResultWriter, acknowledgement_from_json, http_status, promoted_document, query_from_json,
+    status_document, subscription_document, subscriptions_document, topology_document,
 };
-use dosql_proto::{Error, ErrorCode, Promote, RowBatch, SubscriptionNoted, subscriber_message};
+use dosql_proto::{AcknowledgeChanges, Error, ErrorCode, Promote, RowBatch, SubscriptionNoted};
 use futures_util::{StreamExt as _, stream};
 use serde::Deserialize;
 use tonic::Status;
@@ -19,7 +19,7 @@ use tonic::service::Routes;
 
 use super::backend::{Backend, OpenResult};
 use super::grpc::LARGEST_REQUEST;
-use super::{catalog, lake_options, maintenance, websocket};
+use super::{catalog, maintenance, websocket};
 
 /// Names the session that a request belongs to.
 const SESSION_HEADER: &str = "dosql-session";
@@ -63,7 +63,7 @@ pub(super) fn routes(backend: &Backend, hints: catalog::StorageHints, grpc: Rout
         .route("/admin/shards/{shard}/promote", post(promote))
         .route("/admin/compact", post(maintenance::compact))
         .route("/admin/cleanup", post(maintenance::clean_up))
-        .route("/admin/lake/options", get(lake_options::show).post(lake_options::change))
+        .route("/admin/lake/options", get(maintenance::options).post(maintenance::configure))
         .route("/cdc", get(websocket::subscribe))
         .route("/cdc/subscriptions", get(subscriptions))
         .route("/cdc/subscriptions/{name}", delete(drop_subscription))
@@ -258,11 +258,8 @@ async fn acknowledge(
     request: Request,
 ) -> Result<Response, HttpError> {
     let body = read_body(request).await?;
-    let text = std::str::from_utf8(&body).map_err(|_| Error::invalid("the acknowledgement is not UTF-8"))?;
-    let Some(subscriber_message::Message::Acknowledge(position)) = messages_from_json(text)?.pop() else {
-        return Err(Error::invalid("an acknowledgement is {\"ack\": POSITION}").into());
-    };
-    Ok(noted(backend.acknowledge_changes(name, position).await?))
+    let position = acknowledgement_from_json(&body)?;
+    Ok(noted(backend.acknowledge_changes(AcknowledgeChanges { name, position }).await?))
 }
 
 async fn drop_subscription(State(backend): State<Backend>, Path(name): Path<String>) -> Result<Response, HttpError> {
@@ -270,6 +267,5 @@ async fn drop_subscription(State(backend): State<Backend>, Path(name): Path<Stri
 }
 
 fn noted(noted: SubscriptionNoted) -> Response {
-    let subscriptions: Vec<_> = noted.subscription.into_iter().collect();
-    json(subscriptions_document(&subscriptions)["subscriptions"][0].to_string())
+    json(subscription_document(&noted.subscription.unwrap_or_default()).to_string())
 }

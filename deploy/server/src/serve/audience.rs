@@ -63,7 +63,8 @@ fn now_ms() -> u64 {
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
-type Question = Shared<BoxFuture<'static, Result<Arc<Answer>, Error>>>;
+type Asked = BoxFuture<'static, Result<Arc<Answer>, Error>>;
+type Question = Shared<Asked>;
 
 /// The audiences of a server, by their choices.
 #[derive(Clone, Default)]
@@ -95,7 +96,7 @@ pub(super) struct Audience {
 #[derive(Default)]
 struct Talk {
     /// By position. They end when nobody waits for them any more.
-    asked: HashMap<String, WeakShared<BoxFuture<'static, Result<Arc<Answer>, Error>>>>,
+    asked: HashMap<String, WeakShared<Asked>>,
     /// By position, the oldest first.
     answered: VecDeque<(String, Arc<Answer>)>,
     bytes: usize,

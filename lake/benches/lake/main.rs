@@ -6,7 +6,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a benchmark is no actor")]
 
-#[path = "../measure.rs"]
 mod measure;
 mod memory;
 mod peers;

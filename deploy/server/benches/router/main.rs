@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
 
 mod flights;
-#[path = "../../../../lake/benches/measure.rs"]
+#[path = "../../../../lake/benches/lake/measure.rs"]
 #[allow(dead_code, reason = "each benchmark measures what it is about")]
 mod measure;
 #[allow(dead_code, reason = "each benchmark asks some of it")]

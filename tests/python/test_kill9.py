@@ -32,20 +32,18 @@ def keyed(rows) -> dict[tuple, tuple]:
     return by_key
 
 
-def catch_up(server: Server, follower: Follower, rows: dict) -> int:
-    """Follows the stream until it implies `rows`; returns the number of frames."""
-    frames = 0
+def catch_up(server: Server, follower: Follower, rows: dict) -> None:
+    """Follows the stream to where it ends, where it must imply `rows`."""
+    with server.subscribe(from_="latest", heartbeat_ms=50) as socket:
+        ends = [part.rsplit(":", 1) for part in next_frame(socket)["position"].split(",")]
     with server.subscribe(from_=follower.position) as socket:
-        while follower.rows != rows or frames == 0 and follower.position == "earliest":
+        while any(follower.lsns.get(shard, 0) < int(lsn) for shard, lsn in ends):
             try:
-                frame = next_frame(socket, timeout=10)
+                follower.apply(next_frame(socket, timeout=10))
             except TimeoutError:
-                missing = list(rows.items() - follower.rows.items())[:5]
-                extra = list(follower.rows.items() - rows.items())[:5]
-                raise AssertionError(f"the stream rests at {follower.position}: lacks {missing}, has {extra}") from None
-            follower.apply(frame)
-            frames += 1
-    return frames
+                raise AssertionError(f"the stream rests at {follower.position}, of {ends}") from None
+    missing, extra = rows.items() - follower.rows.items(), follower.rows.items() - rows.items()
+    assert not missing and not extra, f"the stream lacks {list(missing)[:5]} and has {list(extra)[:5]}"
 
 
 def check_lake(server: Server, follower: Follower, rows: dict) -> None:

@@ -60,6 +60,23 @@ pub(crate) struct ForeignKey {
     pub(crate) parent: String,
     /// Child column, and the parent's where it is named.
     pub(crate) columns: Vec<(String, Option<String>)>,
+    /// What becomes of children whose parent's columns change, in capital letters as SQLite names it: `NO ACTION`, `RESTRICT`,
+    /// `CASCADE`, `SET NULL` or `SET DEFAULT`.
+    pub(crate) on_update: String,
+    /// The same for parents that are deleted.
+    pub(crate) on_delete: String,
+}
+
+impl ForeignKey {
+    /// Whether what happens to a parent may change or delete children.
+    pub(crate) fn acts(&self) -> bool {
+        [&self.on_update, &self.on_delete].iter().any(|action| !matches!(action.as_str(), "NO ACTION" | "RESTRICT"))
+    }
+
+    /// Whether it may give children values of the key that are not their parents'.
+    pub(crate) fn sets(&self) -> bool {
+        [&self.on_update, &self.on_delete].iter().any(|action| action.starts_with("SET"))
+    }
 }
 
 /// A table.
@@ -197,14 +214,12 @@ fn shape(connection: &Connection, name: String, strict: bool, without_rowid: boo
     };
     let mut foreign_keys: BTreeMap<i64, ForeignKey> = BTreeMap::new();
     let mut statement = connection
-        .prepare("SELECT id, \"table\", \"from\", \"to\" FROM pragma_foreign_key_list(?1) ORDER BY id, seq")?;
+        .prepare("SELECT id, \"table\", \"from\", \"to\", on_update, on_delete FROM pragma_foreign_key_list(?1) ORDER BY id, seq")?;
     let mut rows = statement.query([&name])?;
     while let Some(row) = rows.next()? {
-        foreign_keys
-            .entry(row.get(0)?)
-            .or_insert(ForeignKey { parent: row.get(1)?, columns: Vec::new() })
-            .columns
-            .push((row.get(2)?, row.get(3)?));
+        let new =
+            ForeignKey { parent: row.get(1)?, columns: Vec::new(), on_update: row.get(4)?, on_delete: row.get(5)? };
+        foreign_keys.entry(row.get(0)?).or_insert(new).columns.push((row.get(2)?, row.get(3)?));
     }
     Ok(Shape { name, columns, rowid_alias, without_rowid, unique, foreign_keys: foreign_keys.into_values().collect() })
 }

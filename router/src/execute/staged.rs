@@ -150,19 +150,19 @@ impl Shared {
         Ok((scratch, moved))
     }
 
-    /// What each shard is to do: first the deletes, last the inserts, so that no row is in another's way.
+    /// What each shard is to do: first the deletes, children before their parents, and then, parents before their children, each
+    /// table's updates and inserts, so that no row is in another's way and no foreign key's action finds anything left to do.
     fn parts_of(
         &self,
         staged: &Staged,
         changes: &BTreeMap<usize, Vec<ChangedRow>>,
     ) -> Result<Vec<(usize, Vec<Statement>)>, Error> {
         let shards = self.catalog.borrow().shards.len();
-        let mut deletes: Vec<Vec<Statement>> = vec![Vec::new(); shards];
-        let mut updates: Vec<Vec<Statement>> = vec![Vec::new(); shards];
-        let mut new: Vec<Vec<Statement>> = vec![Vec::new(); shards];
-        // Parents are inserted before their children, which are deleted before them.
         let mut order: Vec<usize> = changes.keys().copied().collect();
         order.sort_by_key(|place| !staged.tables[*place].is_parent());
+        // By shard; the deletes in the opposite order.
+        let mut deletes: Vec<Vec<Statement>> = vec![Vec::new(); shards];
+        let mut others: Vec<Vec<Statement>> = vec![Vec::new(); shards];
         for place in order {
             let table = &staged.tables[place];
             let mut inserted: Vec<Vec<Row>> = vec![Vec::new(); shards];
@@ -186,28 +186,18 @@ impl Shared {
                     let Some(after) = &row.after else { continue };
                     match &row.before {
                         Some(before) if !table.replaceable && from.contains(&shard) => {
-                            updates[shard].push(update(table, before, after));
+                            others[shard].push(update(table, before, after));
                         }
                         _ => inserted[shard].push(Row { values: after.clone() }),
                     }
                 }
             }
             for (shard, rows) in inserted.into_iter().enumerate() {
-                new[shard].extend(inserts(&table.name, &table.columns, rows));
+                others[shard].extend(inserts(&table.name, &table.columns, rows));
             }
         }
-        Ok(deletes
-            .into_iter()
-            .zip(updates)
-            .zip(new)
-            .map(|((mut deletes, updates), new)| {
-                deletes.extend(updates);
-                deletes.extend(new);
-                deletes
-            })
-            .enumerate()
-            .filter(|(_, statements)| !statements.is_empty())
-            .collect())
+        let parts = deletes.into_iter().zip(others).map(|(deletes, others)| deletes.into_iter().rev().chain(others));
+        Ok(parts.map(Iterator::collect).enumerate().filter(|(_, part): &(usize, Vec<_>)| !part.is_empty()).collect())
     }
 
     /// The shards a row belongs to.

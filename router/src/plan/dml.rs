@@ -92,6 +92,15 @@ pub(super) fn plan(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Result<
             }
         }
     }
+    let replaces = || {
+        sql_text::has_word(sql, |word| word.eq_ignore_ascii_case("REPLACE"))
+            || changed.iter().any(|table| declares_conflicts(catalog, table))
+    };
+    if (!uses.updates.is_empty() || !uses.deletes.is_empty() || replaces())
+        && staged::foreign_keys_move(catalog, &named)
+    {
+        return stage(None, &Needed::All);
+    }
     let read: Vec<&Table> = uses.reads.keys().filter_map(|name| catalog.table(name)).collect();
     // One shard has everything the statement touches.
     if let Placement::Unsharded(shard) = target.placement {

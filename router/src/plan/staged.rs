@@ -157,6 +157,41 @@ pub(super) fn follow_foreign_keys(catalog: &Catalog, written: &mut BTreeSet<Stri
     }
 }
 
+/// Whether foreign keys' actions on what is written may set a column by which rows of other tables are sharded: those rows go to
+/// other shards then.
+pub(super) fn foreign_keys_move(catalog: &Catalog, written: &BTreeSet<String>) -> bool {
+    let mut reached = written.clone();
+    loop {
+        let mut more = BTreeSet::new();
+        for (name, table) in &catalog.tables {
+            for key in &table.shape.foreign_keys {
+                let parent = key.parent.to_ascii_lowercase();
+                if !key.acts() || !reached.contains(&parent) {
+                    continue;
+                }
+                // A sharded parent whose key changes is on another shard itself, and the statement worked out for that.
+                let follows = key.on_update == "CASCADE"
+                    && catalog.table(&parent).is_some_and(|parent| !matches!(parent.placement, Placement::Sharded(_)));
+                if let Placement::Sharded(column) = table.placement
+                    && (key.sets() || follows)
+                    && key
+                        .columns
+                        .iter()
+                        .any(|(child, _)| child.eq_ignore_ascii_case(&table.shape.columns[column].name))
+                {
+                    return true;
+                }
+                more.insert(name.clone());
+            }
+        }
+        let before = reached.len();
+        reached.extend(more);
+        if reached.len() == before {
+            return false;
+        }
+    }
+}
+
 fn staged_table(catalog: &Catalog, table: &Table, needed: &Needed) -> Result<StagedTable, Error> {
     let shape = &table.shape;
     let given = shape.given();
@@ -199,11 +234,10 @@ fn staged_table(catalog: &Catalog, table: &Table, needed: &Needed) -> Result<Sta
     };
     let mut create = catalog.objects_of("table", &shape.name)?;
     let create = create.pop().ok_or_else(|| Error::internal("a table without its CREATE statement"))?;
-    let tied = !shape.foreign_keys.is_empty()
-        || catalog
-            .tables
-            .values()
-            .any(|other| other.shape.foreign_keys.iter().any(|key| key.parent.eq_ignore_ascii_case(&shape.name)));
+    let referred = catalog
+        .tables
+        .values()
+        .any(|other| other.shape.foreign_keys.iter().any(|key| key.parent.eq_ignore_ascii_case(&shape.name)));
     Ok(StagedTable {
         name: shape.name.clone(),
         create,
@@ -213,6 +247,6 @@ fn staged_table(catalog: &Catalog, table: &Table, needed: &Needed) -> Result<Sta
         identity,
         hidden_rowid: rowid.is_some(),
         home,
-        replaceable: !tied,
+        replaceable: !referred,
     })
 }

@@ -160,3 +160,38 @@ async fn keys_that_are_equal_and_of_another_type() {
     )
     .await;
 }
+
+#[tokio::test]
+async fn foreign_keys_that_move_rows() {
+    same(
+        "moving-keys",
+        &[
+            "ALTER VSCHEMA ADD TABLE r USING reference",
+            "ALTER VSCHEMA ON p ADD VINDEX hash(k)",
+            "ALTER VSCHEMA ON c ADD VINDEX hash(k)",
+            "ALTER VSCHEMA ON d ADD VINDEX hash(k)",
+            "CREATE TABLE r (k INTEGER PRIMARY KEY)",
+            "CREATE TABLE p (k TEXT UNIQUE, v)",
+            "CREATE TABLE c (k TEXT DEFAULT 'none' REFERENCES p (k) ON DELETE SET NULL, v)",
+            "CREATE TABLE d (k INTEGER REFERENCES r ON UPDATE CASCADE ON DELETE SET DEFAULT, v)",
+            "INSERT INTO p VALUES ('a', 1), ('b', 2), ('c', 3), ('d', 4), ('e', 5)",
+            "INSERT INTO c VALUES ('a', 1), ('b', 2), ('c', 3), ('d', 4), ('e', 5)",
+            "DELETE FROM p WHERE v > 3",
+            "DELETE FROM p WHERE k = 'a'",
+            "INSERT OR REPLACE INTO p VALUES ('b', 6)",
+            "SELECT count(*) FROM c WHERE k IS NULL",
+            "UPDATE c SET v = v + 10 WHERE k IS NULL",
+            "DELETE FROM c WHERE (SELECT count(*) FROM c) > 1 AND k IS NULL RETURNING v",
+            "SELECT * FROM c",
+            "INSERT INTO r VALUES (1), (2), (3), (4)",
+            "INSERT INTO d VALUES (1, 'a'), (2, 'b'), (3, 'c'), (4, 'd')",
+            "UPDATE r SET k = k + 10",
+            "SELECT v FROM d WHERE k = 11",
+            "UPDATE d SET v = 'x' WHERE k = 13",
+            "DELETE FROM r WHERE k = 12",
+            "SELECT v FROM d WHERE k IS NULL",
+            "SELECT * FROM d",
+        ],
+    )
+    .await;
+}

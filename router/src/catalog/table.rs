@@ -72,11 +72,6 @@ impl ForeignKey {
     pub(crate) fn acts(&self) -> bool {
         [&self.on_update, &self.on_delete].iter().any(|action| !matches!(action.as_str(), "NO ACTION" | "RESTRICT"))
     }
-
-    /// Whether it may give children values of the key that are not their parents'.
-    pub(crate) fn sets(&self) -> bool {
-        [&self.on_update, &self.on_delete].iter().any(|action| action.starts_with("SET"))
-    }
 }
 
 /// A table.

@@ -92,13 +92,11 @@ pub(super) fn plan(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Result<
             }
         }
     }
-    let replaces = || {
-        sql_text::has_word(sql, |word| word.eq_ignore_ascii_case("REPLACE"))
-            || changed.iter().any(|table| declares_conflicts(catalog, table))
-    };
-    if (!uses.updates.is_empty() || !uses.deletes.is_empty() || replaces())
-        && staged::foreign_keys_move(catalog, &named)
-    {
+    let updates = !uses.updates.is_empty();
+    let deletes = !uses.deletes.is_empty()
+        || sql_text::has_word(sql, |word| word.eq_ignore_ascii_case("REPLACE"))
+        || changed.iter().any(|table| declares_conflicts(catalog, table));
+    if staged::foreign_keys_move(catalog, &named, updates, deletes) {
         return stage(None, &Needed::All);
     }
     let read: Vec<&Table> = uses.reads.keys().filter_map(|name| catalog.table(name)).collect();

@@ -157,9 +157,9 @@ pub(super) fn follow_foreign_keys(catalog: &Catalog, written: &mut BTreeSet<Stri
     }
 }
 
-/// Whether foreign keys' actions on what is written may set a column by which rows of other tables are sharded: those rows go to
-/// other shards then.
-pub(super) fn foreign_keys_move(catalog: &Catalog, written: &BTreeSet<String>) -> bool {
+/// Whether foreign keys' actions may set a column by which rows of other tables are sharded, where rows of `written` are updated
+/// or deleted: those rows go to other shards then.
+pub(super) fn foreign_keys_move(catalog: &Catalog, written: &BTreeSet<String>, updated: bool, deleted: bool) -> bool {
     let mut reached = written.clone();
     loop {
         let mut more = BTreeSet::new();
@@ -169,11 +169,15 @@ pub(super) fn foreign_keys_move(catalog: &Catalog, written: &BTreeSet<String>) -
                 if !key.acts() || !reached.contains(&parent) {
                     continue;
                 }
+                // What actions do to children may be either.
+                let (updated, deleted) = if written.contains(&parent) { (updated, deleted) } else { (true, true) };
                 // A sharded parent whose key changes is on another shard itself, and the statement worked out for that.
                 let follows = key.on_update == "CASCADE"
                     && catalog.table(&parent).is_some_and(|parent| !matches!(parent.placement, Placement::Sharded(_)));
+                let sets = updated && (follows || key.on_update.starts_with("SET"))
+                    || deleted && key.on_delete.starts_with("SET");
                 if let Placement::Sharded(column) = table.placement
-                    && (key.sets() || follows)
+                    && sets
                     && key
                         .columns
                         .iter()

@@ -233,6 +233,12 @@ impl Catalog {
         Ok(Rc::new(Vindex::new(definition.clone(), column.as_key(), &self.shard_list, &self.converter)?))
     }
 
+    /// Whether foreign keys refer to a table, its own among them.
+    pub(crate) fn is_referred_to(&self, name: &str) -> bool {
+        let refers = |table: &Table| table.shape.foreign_keys.iter().any(|key| key.parent.eq_ignore_ascii_case(name));
+        self.tables.values().any(refers)
+    }
+
     /// A table by its name, whose case does not matter.
     pub(crate) fn table(&self, name: &str) -> Option<&Table> {
         match self.tables.get(name) {

@@ -126,10 +126,7 @@ pub(super) fn plan(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Result<
 /// What of the table that is changed is needed to work a statement out.
 fn needed(catalog: &Catalog, prepared: &Prepared, target: &Table, tree: Option<&Ast>) -> Needed {
     let Some(tree) = tree else { return Needed::All };
-    let tied = !target.shape.foreign_keys.is_empty()
-        || catalog.tables.values().any(|table| {
-            table.shape.foreign_keys.iter().any(|key| key.parent.eq_ignore_ascii_case(&target.shape.name))
-        });
+    let tied = !target.shape.foreign_keys.is_empty() || catalog.is_referred_to(&target.shape.name);
     let conflicts = declares_conflicts(catalog, target);
     if tied || conflicts || !prepared.uses.through.is_empty() || predicate::mentions(tree, &target.shape.name) > 1 {
         return Needed::All;

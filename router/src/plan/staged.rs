@@ -238,10 +238,6 @@ fn staged_table(catalog: &Catalog, table: &Table, needed: &Needed) -> Result<Sta
     };
     let mut create = catalog.objects_of("table", &shape.name)?;
     let create = create.pop().ok_or_else(|| Error::internal("a table without its CREATE statement"))?;
-    let referred = catalog
-        .tables
-        .values()
-        .any(|other| other.shape.foreign_keys.iter().any(|key| key.parent.eq_ignore_ascii_case(&shape.name)));
     Ok(StagedTable {
         name: shape.name.clone(),
         create,
@@ -251,6 +247,6 @@ fn staged_table(catalog: &Catalog, table: &Table, needed: &Needed) -> Result<Sta
         identity,
         hidden_rowid: rowid.is_some(),
         home,
-        replaceable: !referred,
+        replaceable: !catalog.is_referred_to(&shape.name),
     })
 }

@@ -12,6 +12,11 @@ use std::hash::{BuildHasher as _, Hasher as _};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use uuid::Uuid;
+
+/// Requests are many small allocations, freed on another thread than they were made on.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// A SQL database of many SQLite shards that streams its changes and feeds a lakehouse.
 #[derive(Debug, Parser)]
@@ -56,5 +61,5 @@ async fn main() -> ExitCode {
 /// A name that nothing else has: 128 bits from the randomness that the operating system gave this process.
 fn random_id() -> String {
     let half = || RandomState::new().build_hasher().finish();
-    format!("{:016x}{:016x}", half(), half())
+    Uuid::from_u64_pair(half(), half()).simple().to_string()
 }

@@ -34,13 +34,20 @@ pub(super) struct Asker(Rc<RefCell<Option<Asked>>>);
 
 struct Asked {
     reply: ReplySender,
-    to_the_end: ToTheEnd,
+    /// Where the actor has said that it may go on.
+    to_the_end: Option<ToTheEnd>,
+}
+
+impl Asked {
+    fn goes_on(&self) -> bool {
+        self.to_the_end.as_ref().is_some_and(ToTheEnd::goes_on)
+    }
 }
 
 impl Asker {
     /// Notes what is worked on from now on.
     pub(super) fn begin(&self, reply: ReplySender) {
-        *self.0.borrow_mut() = Some(Asked { reply, to_the_end: ToTheEnd::default() });
+        *self.0.borrow_mut() = Some(Asked { reply, to_the_end: None });
     }
 
     /// That is worked on no more; where the answer goes.
@@ -51,7 +58,7 @@ impl Asker {
     /// Whether nobody waits for it, and nobody has said that it goes on all the same.
     pub(super) fn is_gone(&self) -> bool {
         let asked = self.0.borrow();
-        asked.as_ref().is_some_and(|asked| asked.reply.is_canceled() && !asked.to_the_end.goes_on())
+        asked.as_ref().is_some_and(|asked| asked.reply.is_canceled() && !asked.goes_on())
     }
 
     /// Runs a future and sends what comes of it. The future is dropped where nobody waits for that any more.
@@ -62,11 +69,11 @@ impl Asker {
         to_the_end: ToTheEnd,
         payload: impl Fn(R) -> Payload,
     ) {
-        let mut waiting = Some(Asked { reply, to_the_end });
+        let mut waiting = Some(Asked { reply, to_the_end: Some(to_the_end) });
         let outcome = poll_fn(|waker: &mut Waker<'_>| {
             if let Some(asked) = &mut waiting
                 && asked.reply.poll_canceled(waker).is_ready()
-                && !asked.to_the_end.goes_on()
+                && !asked.goes_on()
             {
                 return Poll::Ready(None);
             }

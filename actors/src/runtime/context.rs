@@ -82,13 +82,9 @@ impl Call {
 
     /// The call an envelope carries.
     #[must_use]
-    pub fn from_envelope(envelope: &Envelope) -> Self {
-        Self {
-            from: envelope.from.clone(),
-            deadline_ms: envelope.deadline_ms,
-            trace_id: envelope.trace_id.clone(),
-            caller: envelope.caller.clone(),
-        }
+    pub fn from_envelope(envelope: Envelope) -> Self {
+        let Envelope { to: _, from, deadline_ms, trace_id, caller } = envelope;
+        Self { from, deadline_ms, trace_id, caller }
     }
 
     /// An envelope of this call, from one actor (or from outside) to another.
@@ -106,9 +102,12 @@ impl Call {
     /// The same call with a deadline `timeout_ms` from now, or its own where that is sooner.
     #[must_use]
     pub fn within(&self, now_ms: u64, timeout_ms: u64) -> Self {
+        Self { deadline_ms: self.sooner(now_ms, timeout_ms), ..self.clone() }
+    }
+
+    fn sooner(&self, now_ms: u64, timeout_ms: u64) -> u64 {
         let limit = now_ms.saturating_add(timeout_ms);
-        let deadline_ms = if self.deadline_ms == 0 { limit } else { self.deadline_ms.min(limit) };
-        Self { deadline_ms, ..self.clone() }
+        if self.deadline_ms == 0 { limit } else { self.deadline_ms.min(limit) }
     }
 }
 
@@ -239,10 +238,35 @@ impl Context {
         request: P::Request,
         call: &Call,
     ) -> impl Future<Output = Result<P::Reply, Error>> + 'static {
-        let to = Address::new(P::KIND, name);
+        self.ask_until::<P>(name, request, call, call.deadline_ms, self.now_ms())
+    }
+
+    /// Like [`ask`](Self::ask), but for `timeout_ms` at most.
+    ///
+    /// # Errors
+    /// As `ask`.
+    pub fn ask_within<P: Protocol>(
+        &self,
+        name: &str,
+        request: P::Request,
+        call: &Call,
+        timeout_ms: u64,
+    ) -> impl Future<Output = Result<P::Reply, Error>> + 'static {
         let now_ms = self.now_ms();
-        let envelope = call.envelope(to.clone(), Some(self.address().clone()));
-        let deadline_ms = call.deadline_ms;
+        self.ask_until::<P>(name, request, call, call.sooner(now_ms, timeout_ms), now_ms)
+    }
+
+    fn ask_until<P: Protocol>(
+        &self,
+        name: &str,
+        request: P::Request,
+        call: &Call,
+        deadline_ms: u64,
+        now_ms: u64,
+    ) -> impl Future<Output = Result<P::Reply, Error>> + 'static {
+        let envelope = call.envelope(Address::new(P::KIND, name), Some(self.address().clone()));
+        let envelope = Envelope { deadline_ms, ..envelope };
+        let name = name.to_owned();
         let host = Rc::clone(&self.host);
         async move {
             let sent = host.send(envelope, Payload::typed(request));
@@ -253,7 +277,7 @@ impl Context {
                 match select(sent, host.sleep(patience)).await {
                     Either::Left((outcome, _)) => outcome?,
                     Either::Right(_) => {
-                        let message = format!("no answer from {to} within {} ms", patience.as_millis());
+                        let message = format!("no answer from {}/{name} within {} ms", P::KIND, patience.as_millis());
                         return Err(Error::retryable(ErrorCode::DeadlineExceeded, message, 0));
                     }
                 }

@@ -91,9 +91,9 @@ enum Ended {
 }
 
 async fn drive<A: Actor>(mut actor: A, context: &Context, mailbox: &MailboxReceiver, pause: &mut Duration) -> Ended {
+    let mut group: Vec<(ReplySender, Handled<_>)> = Vec::new();
     loop {
         let Ok(first) = mailbox.inputs.recv().await else { return Ended::Closed };
-        let mut group: Vec<(ReplySender, Handled<_>)> = Vec::new();
         let mut next = Some(first);
         let mut crashed = None;
         while let Some(input) = next.take() {
@@ -128,7 +128,7 @@ async fn drive<A: Actor>(mut actor: A, context: &Context, mailbox: &MailboxRecei
             return Ended::Crashed(error);
         }
         *pause = SHORTEST_PAUSE;
-        for (reply, handled) in group {
+        for (reply, handled) in group.drain(..) {
             release(context, reply, handled);
         }
     }
@@ -142,7 +142,7 @@ async fn handle<A: Actor>(
     group: &mut Vec<(ReplySender, Handled<<A::Protocol as Protocol>::Reply>)>,
 ) -> Option<Error> {
     let Delivery { envelope, payload, reply } = delivery;
-    let call = Call::from_envelope(&envelope);
+    let call = Call::from_envelope(envelope);
     if call.deadline_ms != 0 && call.deadline_ms < context.now_ms() {
         let error =
             Error::retryable(ErrorCode::DeadlineExceeded, "the deadline passed before the message was handled", 0);

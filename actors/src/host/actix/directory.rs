@@ -64,6 +64,7 @@ struct State {
 }
 
 struct Running {
+    address: Arc<Address>,
     cell: Addr<Cell>,
     mailbox: Mailbox,
     thread: thread::ThreadId,
@@ -71,8 +72,14 @@ struct Running {
     ended: oneshot::Receiver<()>,
 }
 
+/// The way to an actor.
+struct Door {
+    address: Arc<Address>,
+    way: Way,
+}
+
 /// How a message reaches an actor.
-enum Door {
+enum Way {
     /// From another thread.
     There(Addr<Cell>),
     /// From the actor's own thread: nothing has to be woken on the way.
@@ -81,28 +88,29 @@ enum Door {
 
 impl Running {
     fn door(&self) -> Door {
-        if self.thread == thread::current().id() {
-            Door::Here(self.mailbox.clone())
+        let way = if self.thread == thread::current().id() {
+            Way::Here(self.mailbox.clone())
         } else {
-            Door::There(self.cell.clone())
-        }
+            Way::There(self.cell.clone())
+        };
+        Door { address: Arc::clone(&self.address), way }
     }
 }
 
 impl Door {
-    fn hand_over(&self, delivery: Delivery, address: &Address) -> Result<(), Error> {
-        match self {
-            Self::Here(mailbox) => {
-                mailbox.deliver(Input::Message(delivery));
-                Ok(())
-            }
-            Self::There(cell) => cell.try_send(Forward(delivery)).map_err(|refused| match refused {
+    /// Hands a message over; says to whom.
+    fn hand_over(self, delivery: Delivery) -> Result<Arc<Address>, Error> {
+        let Self { address, way } = self;
+        match way {
+            Way::Here(mailbox) => mailbox.deliver(Input::Message(delivery)),
+            Way::There(cell) => cell.try_send(Forward(delivery)).map_err(|refused| match refused {
                 SendError::Full(_) => {
                     Error::retryable(ErrorCode::Overloaded, format!("{address}'s mailbox is full"), 50)
                 }
-                SendError::Closed(_) => stopped(address),
-            }),
+                SendError::Closed(_) => stopped(&address),
+            })?,
         }
+        Ok(address)
     }
 }
 
@@ -148,12 +156,14 @@ impl Directory {
         envelope: Envelope,
         payload: Payload,
     ) -> impl Future<Output = Result<Payload, Error>> + Send + use<> {
-        let address = envelope.to.clone().unwrap_or_default();
         let (reply, answer) = oneshot::channel();
-        let delivery = Delivery { envelope, payload, reply };
-        let handed = self.find(&address).and_then(|door| door.hand_over(delivery, &address));
+        let found = match &envelope.to {
+            Some(address) => self.find(address),
+            None => self.find(&Address::default()),
+        };
+        let handed = found.and_then(|door| door.hand_over(Delivery { envelope, payload, reply }));
         async move {
-            handed?;
+            let address = handed?;
             answer.await.unwrap_or_else(|_| {
                 Err(Error::retryable(ErrorCode::Unavailable, format!("{address} restarted before it could answer"), 50))
             })
@@ -204,7 +214,9 @@ impl Directory {
         let directory = Arc::clone(self);
         let thread = self.thread(&address);
         let (inputs, inbox) = mailbox(self.mailbox_capacity);
-        let running = Running { cell: Addr::new(sender), mailbox: inputs.clone(), thread: thread.id(), ended };
+        let known = Arc::new(address.clone());
+        let (cell, inputs_here) = (Addr::new(sender), inputs.clone());
+        let running = Running { address: known, cell, mailbox: inputs_here, thread: thread.id(), ended };
         thread.spawn_fn(move || {
             let context = Context::new(Rc::new(LocalHost::new(directory, address, inputs.clone())));
             actix_rt::spawn(async move {

@@ -32,3 +32,4 @@ pub use client::Client;
 pub use data_dir::DataDirError;
 pub use node::{Node, NodeConfig, NodeError};
 pub use s3_objects::S3Settings;
+pub use threads::keep_a_timer_due;

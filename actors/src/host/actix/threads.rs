@@ -3,8 +3,10 @@
 use std::io;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle, ThreadId};
+use std::time::Duration;
 
 use actix_rt::{Arbiter, ArbiterHandle, System};
+use tokio::time::MissedTickBehavior;
 
 /// A thread that actors run on.
 pub(super) struct ActorThread {
@@ -51,6 +53,18 @@ pub(super) fn start(number: usize) -> io::Result<(System, Vec<ActorThread>, Join
     Ok((system, threads, thread))
 }
 
+/// Has the event loop of the tokio runtime that it runs on always await a timer that is due within a second.
+///
+/// Tokio interrupts its event loop by a system call where a timer is set that is due before all others, though it be set by the
+/// loop's own thread and taken back at once, as are the time limits of most requests.
+pub async fn keep_a_timer_due() {
+    let mut interval = tokio::time::interval(Duration::from_secs(1));
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+    }
+}
+
 fn start_arbiters(number: usize) -> io::Result<(Vec<Arbiter>, Vec<ActorThread>)> {
     let arbiters: Vec<Arbiter> = (0..number).map(|_| Arbiter::try_new()).collect::<io::Result<_>>()?;
     let threads = arbiters.iter().map(|arbiter| named(arbiter.handle())).collect::<io::Result<_>>()?;
@@ -60,6 +74,7 @@ fn start_arbiters(number: usize) -> io::Result<(Vec<Arbiter>, Vec<ActorThread>)>
 /// An arbiter, and which thread it is.
 fn named(arbiter: ArbiterHandle) -> io::Result<ActorThread> {
     let (sender, receiver) = mpsc::channel();
+    arbiter.spawn(keep_a_timer_due());
     arbiter.spawn_fn(move || {
         // An error means that nobody waits any more: the node did not start.
         let _ = sender.send(thread::current().id());

@@ -20,7 +20,7 @@ use std::time::Duration;
 use axum::serve::ListenerExt as _;
 use clap::Args;
 use dosql_actors::cdc::Cdc;
-use dosql_actors::host::actix::{Node, NodeConfig, NodeError, S3Settings};
+use dosql_actors::host::actix::{Node, NodeConfig, NodeError, S3Settings, keep_a_timer_due};
 use dosql_actors::runtime::{AutoShard, Settings, SettingsError};
 use dosql_actors::shard::Shard;
 use dosql_analytics::Analytics;
@@ -118,6 +118,7 @@ pub(crate) async fn run(options: Options) -> Result<(), ServeError> {
     // A VSchema that is not usable shows here, and not with the first statement.
     backend.healthy().await.map_err(ServeError::Router)?;
     wake_change_stream(backend.clone());
+    tokio::spawn(keep_a_timer_due());
     let grpc = spawn_grpc(grpc_listener, grpc::routes(&backend).await, stopping.clone());
     let http = spawn_http(http_listener, http::routes(&backend, hints, grpc::routes(&backend).await), stopping);
     announce(shards, &options.data_dir, grpc_address, http_address);

@@ -23,6 +23,15 @@ impl Position {
         self.0.get(shard).copied().unwrap_or(0)
     }
 
+    /// The text of the position that names this shard alone.
+    #[must_use]
+    pub fn text_of(shard: &str, lsn: u64) -> String {
+        let lsn = lsn.to_string();
+        let mut text = String::with_capacity(shard.len() + 1 + lsn.len());
+        text.extend([shard, ":", &lsn]);
+        text
+    }
+
     /// Moves `shard` forward to `lsn`; never back.
     pub fn advance(&mut self, shard: &str, lsn: u64) {
         match self.0.get_mut(shard) {
@@ -71,6 +80,7 @@ mod tests {
         assert_eq!(position.lsn("shard-0"), 17);
         assert_eq!(position.lsn("shard-9"), 0);
         assert_eq!(position.to_string(), text);
+        assert_eq!(Position::text_of("shard-1", 4).parse(), Ok(Position([("shard-1".to_owned(), 4)].into())));
     }
 
     #[test]

@@ -50,8 +50,7 @@ impl Cursors {
         };
         let params = request.statement.as_ref().map(|statement| statement.params.as_slice()).unwrap_or_default();
         sql_value::bind(statement, params)?;
-        let columns = sql_value::columns(statement);
-        let width = columns.len();
+        let width = statement.column_count();
         let mut first: Vec<Row> = Vec::new();
         let mut bytes = 0;
         let mut spill: Option<Spill> = None;
@@ -82,7 +81,7 @@ impl Cursors {
             None => 0,
             Some(spill) => self.keep(context, spill, request.cursor)?,
         };
-        Ok(RowBatch { columns, rows: first, cursor, ..RowBatch::default() })
+        Ok(RowBatch { rows: first, cursor, ..RowBatch::default() })
     }
 
     fn spill(&self, context: &Context, max_bytes: usize) -> Result<Spill, Error> {

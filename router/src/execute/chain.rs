@@ -56,6 +56,11 @@ impl Chain {
         Self { statement, max_bytes, open: None, todo: shards.into(), wave, quota }
     }
 
+    /// What is left of a statement on one shard.
+    pub(super) fn of_one(open: ShardRows, max_bytes: u32) -> Self {
+        Self { open: Some(open), ..Self::new(Statement::default(), max_bytes, Vec::new(), None) }
+    }
+
     fn done(&self) -> bool {
         let enough = self.quota.is_some_and(|quota| quota.left == 0);
         enough || (self.open.is_none() && self.todo.is_empty())

@@ -45,8 +45,12 @@ impl Shared {
         params: &[Value],
         scope: &Scope,
     ) -> Result<Vec<usize>, Error> {
-        let mut shards = BTreeSet::new();
-        for target in targets {
+        let mut targets = targets.into_iter();
+        let Some(first) = targets.next() else { return Ok(Vec::new()) };
+        let first = self.resolve_in(first, params, scope).await?;
+        let Some(second) = targets.next() else { return Ok(first) };
+        let mut shards: BTreeSet<usize> = first.into_iter().collect();
+        for target in std::iter::once(second).chain(targets) {
             shards.extend(self.resolve_in(target, params, scope).await?);
         }
         Ok(shards.into_iter().collect())

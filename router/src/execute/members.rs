@@ -39,10 +39,9 @@ impl Shared {
         };
         self.configure_primary(shard).await?;
         let (name, epoch) = self.primary(shard);
-        let call = scope.limited(self.context.now_ms(), self.shard_timeout_ms);
         let request = ShardRequest { request: Some(request), epoch, replicated };
-        let reply = self.context.ask::<ShardProtocol>(&name, request, &call).await;
-        if self.primary(shard).1 != epoch {
+        let reply = self.context.ask_within::<ShardProtocol>(&name, request, scope, self.shard_timeout_ms).await;
+        if self.replicas.of(shard).borrow().placed.epoch != epoch {
             // What it says may not have happened, as far as its successor knows.
             let message = format!("{name} was the primary of its shard when it was asked, and is no longer");
             return Err(Error::retryable(ErrorCode::NotPrimary, message, 0));
@@ -179,9 +178,9 @@ impl Shared {
 
     /// The next rows of a result that is open on a member. Not asked for again: a batch whose answer was lost would be skipped.
     pub(super) async fn ask_open(&self, member: &str, request: Request, scope: &Scope) -> Result<Reply, Error> {
-        let call = scope.limited(self.context.now_ms(), self.shard_timeout_ms);
         let request = ShardRequest { request: Some(request), ..ShardRequest::default() };
-        answer_of(member, self.context.ask::<ShardProtocol>(member, request, &call).await?)
+        let asked = self.context.ask_within::<ShardProtocol>(member, request, scope, self.shard_timeout_ms);
+        answer_of(member, asked.await?)
     }
 
     /// Asks a member that the read may use, and says which.
@@ -244,8 +243,12 @@ impl Shared {
     /// The bookmark of a read: how far the shards had come, and whatever the request's own bookmark says.
     pub(super) fn seen(&self, scope: &Scope) -> String {
         let catalog = self.catalog.borrow();
+        let seen = scope.seen();
+        if let (true, 1, Some((shard, lsn))) = (scope.options.bookmark.is_empty(), seen.len(), seen.iter().next()) {
+            return Position::text_of(&catalog.shards[*shard], *lsn);
+        }
         let mut position: Position = scope.options.bookmark.parse().unwrap_or_default();
-        for (shard, lsn) in scope.seen().iter() {
+        for (shard, lsn) in seen.iter() {
             position.advance(&catalog.shards[*shard], *lsn);
         }
         position.to_string()
@@ -305,10 +308,9 @@ impl Shared {
         if primary == name {
             self.configure_primary(shard).await?;
         }
-        let call = scope.limited(self.context.now_ms(), self.shard_timeout_ms);
         let request = ShardRequest { request: Some(Request::Query(query.clone())), epoch, ..ShardRequest::default() };
         let began_ns = self.context.timer_ns();
-        let reply = self.context.ask::<ShardProtocol>(name, request, &call).await;
+        let reply = self.context.ask_within::<ShardProtocol>(name, request, scope, self.shard_timeout_ms).await;
         let now_ms = self.context.now_ms();
         if self.primary(shard).1 != epoch {
             let message = "the shard has another primary than when it was asked";

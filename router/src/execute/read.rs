@@ -6,6 +6,7 @@ use dosql_proto::{Error, ErrorCode, Row, Statement, Value};
 use super::chain::Chain;
 use super::cursor::Cursor;
 use super::scope::encoded;
+use super::shard_rows::Asked;
 use super::{Scope, Shared};
 use crate::plan::{Read, Target};
 use crate::sql_text;
@@ -47,6 +48,11 @@ impl Shared {
             Read::Lake(read) => return Box::pin(self.read_lake(read, reading, call)).await,
         };
         let statement = Statement { sql: sql.clone(), params: params.to_vec() };
+        if let [shard] = shards[..] {
+            let asked = Asked { shard, statement, max_bytes, max_rows: 0, step: "read", table: "" };
+            let (rows, rest) = self.read_shard(asked, call).await?;
+            return Ok((rows, rest.is_open().then(|| Cursor::Chain(Chain::of_one(rest, max_bytes)))));
+        }
         let chain = Chain::new(statement, max_bytes, shards, None);
         self.first(Cursor::Chain(chain), call).await
     }

@@ -371,7 +371,7 @@ fn changes_of_the_schema_are_records() {
         let changes: Vec<_> = record.changes.iter().map(|change| shown(&record, change)).collect();
         assert_eq!(changes, ["UPDATE s@1: 1 'x' NULL => 1 'x' 5", "UPDATE s@2: 2 'y' NULL => 2 'y' 5"]);
         // A cached statement knows of it.
-        assert_eq!(bench.query("SELECT * FROM s", 0).await.unwrap().columns.len(), 3);
+        assert_eq!(bench.query("SELECT * FROM s", 0).await.unwrap().rows[0].values.len(), 3);
 
         let record = bench.record("ALTER TABLE s RENAME TO r").await;
         assert_eq!(record.schema_changes[0].dropped, "s");
@@ -478,7 +478,7 @@ fn large_results_come_in_bounded_batches() {
         let numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000) \
                        SELECT i, 'text ' || i AS t, i / 2.0 FROM n";
         let mut batch = bench.query(numbers, 4096).await.unwrap();
-        assert_eq!(batch.columns.len(), 3);
+        assert_eq!(batch.rows[0].values.len(), 3);
         let mut rows = std::mem::take(&mut batch.rows);
         let mut batches = 1;
         while batch.cursor != 0 {

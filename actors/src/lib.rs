@@ -13,6 +13,7 @@ pub mod probe;
 pub mod runtime;
 pub mod shard;
 pub mod sql_hooks;
+pub mod sql_mean;
 pub mod sql_memory;
 pub mod sql_name;
 pub mod sql_order;

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use dosql_actors::sql_hooks;
+use dosql_actors::sql_mean;
 use dosql_actors::sql_memory::{Footprint, footprint};
 use dosql_actors::sql_value::{self, Param, sql_error};
 use dosql_proto::{Error, ErrorCode, QueryStats, Row, Statement, StepStats, Value};
@@ -49,7 +50,9 @@ impl Shared {
             let outcome = outcome.map_err(|error| self.explain_full(error));
             match (outcome, &gather.fallback) {
                 // Partial sums may overflow where the whole does not, or the other way round.
-                (Err(error), Some(fallback)) if error.message.contains("integer overflow") => {
+                (Err(error), Some(fallback))
+                    if ["integer overflow", sql_mean::NOT_A_NUMBER].iter().any(|why| error.message.contains(why)) =>
+                {
                     return Box::pin(self.gather(fallback, reading, call)).await;
                 }
                 (Err(error), _) if self.begins_again(attempt, &error, call) => {
@@ -98,6 +101,7 @@ impl Shared {
         sql_hooks::end_statements(&mut scratch, &self.context, move |context| {
             sql_hooks::is_past(deadline_ms, context) || context.is_abandoned()
         })?;
+        sql_mean::define_whole(&scratch).map_err(sql_error)?;
         scratch.execute_batch("PRAGMA foreign_keys = OFF; BEGIN").map_err(sql_error)?;
         Ok(scratch)
     }

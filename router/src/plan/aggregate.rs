@@ -5,6 +5,7 @@
 
 use std::ops::ControlFlow;
 
+use dosql_actors::sql_mean;
 use sqlparser::ast::{
     Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Ident, ObjectName, OrderByKind,
     Query, Select, SelectItem, SetExpr, TableFactor, TableWithJoins, VisitMut, VisitorMut, visit_expressions_mut,
@@ -20,7 +21,17 @@ use crate::affinity::{Affinity, Collation};
 /// The scratch table of partial results.
 const PARTIAL: &str = "_dosql_partial";
 
+/// What `avg` is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Averages {
+    /// One aggregate that shards have for it, where all values are numbers or as good as.
+    OfParts,
+    /// `sum` and `count`, which everything has.
+    OfSums,
+}
+
 struct Merge<'a> {
+    averages: Averages,
     from: &'a FromClause<'a>,
     select: &'a Select,
     /// Grouping expressions, normalised.
@@ -30,7 +41,13 @@ struct Merge<'a> {
 }
 
 /// The plan, where the statement fits the pattern.
-pub(super) fn plan(query: &Query, select: &Select, from: &FromClause<'_>, target: Target) -> Option<Gather> {
+pub(super) fn plan(
+    query: &Query,
+    select: &Select,
+    from: &FromClause<'_>,
+    target: Target,
+    averages: Averages,
+) -> Option<Gather> {
     let distinct = select.distinct.is_some();
     if distinct && !plain_distinct(select) {
         return None;
@@ -51,7 +68,7 @@ pub(super) fn plan(query: &Query, select: &Select, from: &FromClause<'_>, target
         }
         pushed_distinct = "DISTINCT ";
     }
-    let mut merge = Merge { from, select, groups: Vec::new(), partials: Vec::new() };
+    let mut merge = Merge { averages, from, select, groups: Vec::new(), partials: Vec::new() };
     let mut definitions = Vec::new();
     let mut pushed = Vec::new();
     for (index, term) in terms.iter().enumerate() {
@@ -258,6 +275,10 @@ impl Merge<'_> {
                 let over = |name: &str| {
                     Function { name: ObjectName::from(vec![Ident::new(name)]), ..function.clone() }.to_string()
                 };
+                if self.averages == Averages::OfParts && argument.is_some_and(|argument| self.holds_numbers(argument)) {
+                    let part = self.partial(over(sql_mean::PART), Collation::Binary);
+                    return Some(format!("{}({part})", sql_mean::WHOLE));
+                }
                 let sum = self.partial(over("SUM"), Collation::Binary);
                 let count = self.partial(over("COUNT"), Collation::Binary);
                 format!("(CAST(SUM({sum}) AS REAL) / SUM({count}))")
@@ -281,6 +302,16 @@ impl Merge<'_> {
                 format!("{}({})", name.to_ascii_uppercase(), self.partial(text, collation))
             }
             _ => return None,
+        })
+    }
+}
+
+impl Merge<'_> {
+    /// Whether an expression is a column that turns what looks like a number into one.
+    fn holds_numbers(&self, expression: &Expr) -> bool {
+        predicate::column_of(expression, &self.from.tables).is_some_and(|(table, index)| {
+            let column = &self.from.tables[table].table.shape.columns[index];
+            matches!(column.affinity, Affinity::Numeric | Affinity::Real)
         })
     }
 }

@@ -22,8 +22,9 @@ use iceberg::spec::DataFile;
 use crate::LakeError;
 use crate::columns::TableKind;
 use crate::commit::{Added, Commit, Replaced, SnapshotNames, put_file};
+use crate::entries::Entries;
 use crate::flush::{NOT_INDEXED, Writer};
-use crate::index::{Index, Key, Keys, KnownTable, Pending, Position};
+use crate::index::{Index, Key, KnownTable, Pending, Position};
 use crate::key::KeyReader;
 use crate::live_files::{LiveFile, LiveRows};
 use crate::moved::{Finder, Run};
@@ -332,7 +333,7 @@ impl Writer {
 struct Rows<'a> {
     index: &'a Index,
     known: &'a KnownTable,
-    entries: Keys<'a>,
+    entries: Entries<'a>,
     keys: KeyReader<'a>,
     finder: Finder<'a>,
     shards: HashMap<&'a str, i64>,
@@ -346,7 +347,7 @@ impl<'a> Rows<'a> {
         batch: &'a RecordBatch,
     ) -> Result<Self, LakeError> {
         let index = &writer.index;
-        let (entries, keys) = (index.keys(known.id)?, KeyReader::new(&table.columns, batch)?);
+        let (entries, keys) = (index.entries(known.id)?, KeyReader::new(&table.columns, batch)?);
         Ok(Self { index, known, entries, keys, finder: Finder::new(index, &known.name), shards: HashMap::new() })
     }
 

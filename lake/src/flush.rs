@@ -16,7 +16,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use dosql_actors::{Context, ObjectStore};
-use dosql_proto::Row;
 use uuid::Uuid;
 
 use crate::LakeError;
@@ -26,13 +25,14 @@ use crate::buffer::{Action, Buffer, Change, TableBuffer};
 use crate::columns::TableKind;
 use crate::commit::{Commit, Replaced, SnapshotNames, put_file};
 use crate::configure::Configuration;
+use crate::images::{ImageId, Images};
 use crate::index::{Index, KnownTable, Pending};
-use crate::mirror::{Layout, MirrorPlan, Planner};
+use crate::mirror::{Layout, MirrorPlan, PlannedFile, Planner};
 use crate::misfits::Misfit;
 use crate::options::{FileOptions, Misfits, TableOptions};
 use crate::parquet_file::{DataFileWriter, FileForm, LakeFile, Placement, position_delete_file};
 use crate::partition::Partition;
-use crate::record_batch::{Image, record_batch};
+use crate::record_batch::record_batch;
 use crate::reshape::Shapes;
 use crate::table::{LakeTable, WATERMARK, table_name};
 
@@ -184,17 +184,18 @@ impl Writer {
         }
         let known = self.index.table(name)?;
         let names = SnapshotNames { snapshot_id: self.new_snapshot_id(), uuid: self.new_uuid() };
-        let arrangement = Arrangement { table, layouts: &buffered.layouts, shapes: &shapes.shapes };
+        let images = Images { buffered, shapes: &shapes };
+        let arrangement = Arrangement { table, images: &images };
         let prepared = match kind {
-            TableKind::Mirror => self.prepare_mirror(&known, table, names, buffered, &shapes, &changes)?,
+            TableKind::Mirror => self.prepare_mirror(&known, &arrangement, names, &changes)?,
             TableKind::Changes => {
-                let images = changes.iter().flat_map(|number| images(&buffered.changes[*number], shapes.of(*number)));
-                self.prepare_appends(&known, &arrangement, names, &images.collect::<Vec<_>>())?
+                let logged: Vec<ImageId> = changes.iter().flat_map(|number| images.of_change(*number)).collect();
+                self.prepare_appends(&known, &arrangement, names, &logged)?
             }
             TableKind::DeadLetters => {
                 let letters = batch.letters().filter(|letter| changes.binary_search(&letter.change).is_ok());
-                let images = letters.filter_map(|letter| dead_letter(buffered, letter));
-                let prepared = self.prepare_appends(&known, &arrangement, names, &images.collect::<Vec<_>>())?;
+                let letters: Vec<ImageId> = letters.map(ImageId::letter).collect();
+                let prepared = self.prepare_appends(&known, &arrangement, names, &letters)?;
                 if prepared.data.is_empty() {
                     return self.index.take_back(&prepared.pending);
                 }
@@ -203,7 +204,7 @@ impl Writer {
         };
         let mut data = Vec::with_capacity(prepared.data.len());
         for file in &prepared.data {
-            let file = self.data_file(table, batch, &shapes, file)?;
+            let file = self.data_file(table, batch.options, &images, file)?;
             data.push(put_file(&*self.objects, table, file).await?);
         }
         let mut deletes = Vec::with_capacity(prepared.deletes.len());
@@ -219,25 +220,18 @@ impl Writer {
     }
 
     /// Plans what a flush does to a mirror, and makes the plan durable.
-    fn prepare_mirror<'a>(
+    fn prepare_mirror(
         &self,
         known: &KnownTable,
-        table: &LakeTable,
+        arrangement: &Arrangement<'_>,
         names: SnapshotNames,
-        buffered: &'a TableBuffer,
-        shapes: &Shapes,
         changes: &[usize],
-    ) -> Result<Prepared<'a>, LakeError> {
-        let image = |number: &usize| {
-            let change = &buffered.changes[*number];
-            after(change).map(|row| Image { change, row, shape: shapes.of(*number), operation: "", letter: None })
-        };
-        let arrangement = Arrangement { table, layouts: &buffered.layouts, shapes: &shapes.shapes };
-        let written: Vec<usize> = changes.iter().copied().filter(|number| image(number).is_some()).collect();
-        let images: Vec<Image<'_>> = written.iter().filter_map(image).collect();
-        let (partitions, found) = arrangement.partitions(&images)?;
-        let mut of = vec![0; buffered.changes.len()];
-        written.iter().zip(found).for_each(|(number, partition)| of[*number] = partition);
+    ) -> Result<Prepared, LakeError> {
+        let Arrangement { table, images } = *arrangement;
+        let written: Vec<ImageId> = changes.iter().filter_map(|number| images.after(*number)).collect();
+        let (partitions, found) = arrangement.partitions(&written)?;
+        let mut of = vec![0; images.buffered.changes.len()];
+        written.into_iter().zip(found).for_each(|(image, partition)| of[image.change as usize] = partition);
         let texts: Vec<String> =
             partitions.iter().map(|partition| table.partition_text(partition)).collect::<Result<_, _>>()?;
         self.index.transaction(|| {
@@ -245,23 +239,15 @@ impl Writer {
                 of: &of,
                 partitions: &texts,
                 new_url: &|partition| self.new_url(table, &partitions[partition]),
-                sort: &|numbers| {
-                    let images: Vec<Image<'_>> = numbers.iter().filter_map(image).collect();
-                    if let Some(order) = arrangement.order(&images)? {
-                        *numbers = order.into_iter().map(|place| numbers[place]).collect();
-                    }
-                    Ok(())
-                },
+                sort: &|rows| arrangement.sort(rows),
             };
             let MirrorPlan { files, deletes, first_file } =
-                Planner::new(&self.index, buffered, known, &layout)?.plan(changes.iter().copied())?;
+                Planner::new(&self.index, images.buffered, known, &layout)?.plan(changes)?;
             let data = files
                 .into_iter()
-                .filter(|file| !file.rows.is_empty())
-                .map(|file| DataToWrite {
-                    partition: partitions[file.partition].clone(),
-                    images: file.rows.iter().filter_map(image).collect(),
-                    url: file.url,
+                .map(|PlannedFile { partition, rows, url, .. }| {
+                    let partition = partitions[partition].clone();
+                    DataToWrite { partition, rows, url }
                 })
                 .collect();
             let deletes = deletes
@@ -276,44 +262,42 @@ impl Writer {
     }
 
     /// Names what a flush adds to a table that only grows, durably.
-    fn prepare_appends<'a>(
+    fn prepare_appends(
         &self,
         known: &KnownTable,
         arrangement: &Arrangement<'_>,
         names: SnapshotNames,
-        images: &[Image<'a>],
-    ) -> Result<Prepared<'a>, LakeError> {
+        images: &[ImageId],
+    ) -> Result<Prepared, LakeError> {
         let table = arrangement.table;
         let (partitions, found) = arrangement.partitions(images)?;
         let mut data = Vec::with_capacity(partitions.len());
         for partition in partitions {
-            data.push(DataToWrite { url: self.new_url(table, &partition)?, partition, images: Vec::new() });
+            data.push(DataToWrite { url: self.new_url(table, &partition)?, partition, rows: Vec::new() });
         }
         for (image, partition) in images.iter().zip(found) {
-            data[partition].images.push(*image);
+            data[partition as usize].rows.push(*image);
         }
         for file in &mut data {
-            if let Some(order) = arrangement.order(&file.images)? {
-                file.images = order.into_iter().map(|place| file.images[place]).collect();
-            }
+            arrangement.sort(&mut file.rows)?;
         }
         self.index.transaction(|| self.prepare(known, table, names, NOT_INDEXED, data, Vec::new()))
     }
 
-    fn prepare<'a>(
+    fn prepare(
         &self,
         known: &KnownTable,
         table: &LakeTable,
         names: SnapshotNames,
         first_file: i64,
-        data: Vec<DataToWrite<'a>>,
+        data: Vec<DataToWrite>,
         deletes: Vec<DeletesToWrite>,
-    ) -> Result<Prepared<'a>, LakeError> {
+    ) -> Result<Prepared, LakeError> {
         let mut paths = names.paths(&table.directory, table.next().partition_specs_iter().len());
         for url in data.iter().map(|file| &file.url).chain(deletes.iter().map(|file| &file.url)) {
             paths.push(table.path_of(url)?);
         }
-        let written: usize = data.iter().map(|file| file.images.len()).sum();
+        let written: usize = data.iter().map(|file| file.rows.len()).sum();
         let deleted: usize = deletes.iter().map(|file| file.rows.len()).sum();
         let pending = Pending {
             table_id: known.id,
@@ -331,14 +315,15 @@ impl Writer {
     fn data_file(
         &self,
         table: &LakeTable,
-        batch: &SourceBatch<'_>,
-        shapes: &Shapes,
-        file: &DataToWrite<'_>,
+        options: &TableOptions,
+        images: &Images<'_>,
+        file: &DataToWrite,
     ) -> Result<LakeFile, LakeError> {
-        let form = self.file_form(table, &batch.options.files, file.images.len());
+        let form = self.file_form(table, &options.files, file.rows.len());
         let mut writer = DataFileWriter::new(&table.columns, &form)?;
-        for images in file.images.chunks(BATCH_ROWS) {
-            writer.write(&record_batch(&table.columns, &batch.buffered.layouts, &shapes.shapes, images)?)?;
+        for rows in file.rows.chunks(BATCH_ROWS) {
+            let (layouts, shapes) = (&images.buffered.layouts, &images.shapes.shapes);
+            writer.write(&record_batch(&table.columns, layouts, shapes, &images.get(rows))?)?;
         }
         let (url, partition) = (&file.url, &file.partition);
         writer.finish(&table.columns, &Placement { url, partition, sort_order_id: table.sort_order_id() })
@@ -401,16 +386,16 @@ impl SourceBatch<'_> {
 pub(crate) const NOT_INDEXED: i64 = i64::MAX;
 
 /// A commit that is durably planned.
-struct Prepared<'a> {
+struct Prepared {
     pending: Pending,
-    data: Vec<DataToWrite<'a>>,
+    data: Vec<DataToWrite>,
     deletes: Vec<DeletesToWrite>,
 }
 
-struct DataToWrite<'a> {
+struct DataToWrite {
     partition: Partition,
     url: String,
-    images: Vec<Image<'a>>,
+    rows: Vec<ImageId>,
 }
 
 struct DeletesToWrite {
@@ -440,35 +425,4 @@ fn news(table: &LakeTable, changes: &[Change]) -> (Vec<usize>, BTreeMap<String, 
         }
     }
     (numbers, shards.into_iter().map(|(shard, _, last)| (shard.to_string(), last)).collect())
-}
-
-fn after(change: &Change) -> Option<&Row> {
-    match &change.action {
-        Action::Insert { after } | Action::Update { after, .. } => Some(after),
-        Action::Delete { .. } | Action::Drop | Action::Reshape => None,
-    }
-}
-
-/// A change's rows in the change log.
-fn images(change: &Change, shape: usize) -> impl Iterator<Item = Image<'_>> {
-    const NO_ROW: &Row = &Row { values: Vec::new() };
-    let image = |row, operation| Some(Image { change, row, shape, operation, letter: None });
-    let (first, second) = match &change.action {
-        Action::Insert { after } => (image(after, "insert"), None),
-        Action::Delete { before } => (image(before, "delete"), None),
-        Action::Update { before, after } => (image(before, "update_before"), image(after, "update_after")),
-        Action::Drop => (image(NO_ROW, "drop_table"), None),
-        Action::Reshape => (None, None),
-    };
-    first.into_iter().chain(second)
-}
-
-fn dead_letter(buffered: &TableBuffer, misfit: Misfit) -> Option<Image<'_>> {
-    let change = &buffered.changes[misfit.change];
-    let operation = match change.action {
-        Action::Insert { .. } => "insert",
-        _ => "update_after",
-    };
-    let letter = Some(misfit.place);
-    Some(Image { change, row: buffered.row_of(misfit)?, shape: 0, operation, letter })
 }

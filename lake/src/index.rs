@@ -10,9 +10,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rusqlite::types::{ToSqlOutput, Value as SqlValue, ValueRef};
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, ToSql, params};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
 use crate::LakeError;
+use crate::entries::Entries;
 use crate::moved::{Run, packed, unpacked};
 
 const TABLES: &str = "
@@ -29,6 +30,11 @@ CREATE TABLE IF NOT EXISTS _dosql_index (
     table_id INTEGER NOT NULL, shard_id INTEGER NOT NULL, key NOT NULL, file INTEGER NOT NULL, position INTEGER NOT NULL,
     PRIMARY KEY (table_id, shard_id, key)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS _dosql_blocks (
+    id INTEGER PRIMARY KEY, table_id INTEGER NOT NULL, shard_id INTEGER NOT NULL, first NOT NULL, last NOT NULL,
+    file INTEGER NOT NULL, entries BLOB NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS _dosql_blocks_by_key ON _dosql_blocks (table_id, shard_id, first);
 CREATE TABLE IF NOT EXISTS _dosql_undo (
     table_id INTEGER NOT NULL, shard_id INTEGER NOT NULL, key NOT NULL, file INTEGER NOT NULL, position INTEGER NOT NULL
 );
@@ -58,7 +64,8 @@ CREATE TABLE IF NOT EXISTS _dosql_maintenance (
 const NO_SNAPSHOT: i64 = -1;
 
 /// A row's key within its table and shard: a single integer as it is, anything else encoded.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// They are ordered as SQLite orders them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Key {
     Integer(i64),
     Encoded(Vec<u8>),
@@ -74,7 +81,7 @@ impl ToSql for Key {
 }
 
 impl Key {
-    fn read(row: &Row<'_>, column: usize) -> rusqlite::Result<Self> {
+    pub(crate) fn read(row: &Row<'_>, column: usize) -> rusqlite::Result<Self> {
         Ok(match row.get_ref(column)? {
             ValueRef::Integer(integer) => Self::Integer(integer),
             other => Self::Encoded(other.as_bytes()?.to_vec()),
@@ -83,7 +90,7 @@ impl Key {
 }
 
 /// Where a row stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Position {
     pub(crate) file: i64,
     pub(crate) row: i64,
@@ -126,7 +133,7 @@ impl Index {
         let known: Option<i64> = database
             .query_row("SELECT 1 FROM sqlite_schema WHERE name = '_dosql_pending'", [], |row| row.get(0))
             .optional()?;
-        database.set_prepared_statement_cache_capacity(64);
+        database.set_prepared_statement_cache_capacity(96);
         Ok((Self { database }, known.is_none()))
     }
 
@@ -253,6 +260,7 @@ impl Index {
             self.database
                 .prepare_cached("UPDATE _dosql_tables SET snapshot_id = ?2, rows = rows + ?3 WHERE id = ?1")?
                 .execute(params![pending.table_id, pending.snapshot_id, pending.rows])?;
+            self.unpack_moved(pending.table_id)?;
             for statement in [
                 "INSERT OR REPLACE INTO _dosql_index SELECT * FROM _dosql_moves WHERE table_id = ?1",
                 "DELETE FROM _dosql_files WHERE id IN (SELECT file FROM _dosql_replaced WHERE table_id = ?1)",
@@ -263,13 +271,28 @@ impl Index {
         })
     }
 
+    /// Takes the keys whose rows a compaction has sorted out of their blocks.
+    fn unpack_moved(&self, table_id: i64) -> Result<(), LakeError> {
+        let mut statement = self
+            .database
+            .prepare_cached("SELECT shard_id, key FROM _dosql_moves WHERE table_id = ?1 ORDER BY shard_id, key")?;
+        let (mut moved, mut entries) = (statement.query([table_id])?, self.entries(table_id)?);
+        while let Some(row) = moved.next()? {
+            entries.unpack(row.get(0)?, &Key::read(row, 1)?)?;
+        }
+        entries.finish()
+    }
+
     /// A pending commit has not happened and never will.
     pub(crate) fn take_back(&self, pending: &Pending) -> Result<(), LakeError> {
         let Pending { table_id, first_file, .. } = pending;
         self.transaction(|| {
-            self.database
-                .prepare_cached("DELETE FROM _dosql_index WHERE table_id = ?1 AND file >= ?2")?
-                .execute([table_id, first_file])?;
+            for statement in [
+                "DELETE FROM _dosql_index WHERE table_id = ?1 AND file >= ?2",
+                "DELETE FROM _dosql_blocks WHERE table_id = ?1 AND file >= ?2",
+            ] {
+                self.database.prepare_cached(statement)?.execute([table_id, first_file])?;
+            }
             self.database
                 .prepare_cached(
                     "INSERT INTO _dosql_index (table_id, shard_id, key, file, position)
@@ -304,6 +327,7 @@ impl Index {
             self.mark_stale(table_id)?;
             for statement in [
                 "DELETE FROM _dosql_index WHERE table_id = ?1",
+                "DELETE FROM _dosql_blocks WHERE table_id = ?1",
                 "DELETE FROM _dosql_files WHERE table_id = ?1",
                 "DELETE FROM _dosql_runs WHERE table_id = ?1",
             ] {
@@ -369,16 +393,30 @@ impl Index {
 
     /// Forgets the runs of rows that no entry is looked up by any more, having read the table's whole index.
     pub(crate) fn forget_unused_runs(&self, table_id: i64) -> Result<(), LakeError> {
-        self.database
-            .prepare_cached(
-                "WITH RECURSIVE used (file) AS (
-                     SELECT DISTINCT file FROM _dosql_index WHERE table_id = ?1
-                     UNION SELECT to_file FROM _dosql_runs JOIN used USING (file)
-                 )
-                 DELETE FROM _dosql_runs WHERE table_id = ?1 AND file NOT IN (SELECT file FROM used)",
-            )?
-            .execute([table_id])?;
-        Ok(())
+        let mut statement =
+            self.database.prepare_cached("SELECT DISTINCT file, to_file FROM _dosql_runs WHERE table_id = ?1")?;
+        let runs: Vec<(i64, i64)> =
+            statement.query_map([table_id], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
+        if runs.is_empty() {
+            return Ok(());
+        }
+        let mut used = self.entries(table_id)?.files()?;
+        // Files have higher numbers than those whose rows they took.
+        let mut ascending = runs;
+        ascending.sort_unstable();
+        for (file, to_file) in &ascending {
+            if used.contains(file) {
+                used.insert(*to_file);
+            }
+        }
+        self.transaction(|| {
+            let mut forget =
+                self.database.prepare_cached("DELETE FROM _dosql_runs WHERE table_id = ?1 AND file = ?2")?;
+            for (file, _) in ascending.iter().filter(|(file, _)| !used.contains(file)) {
+                forget.execute([table_id, *file])?;
+            }
+            Ok(())
+        })
     }
 
     /// When a maintenance task was last begun; 0 where never.
@@ -410,93 +448,12 @@ impl Index {
         Ok(())
     }
 
-    /// The index of one table.
-    pub(crate) fn keys(&self, table_id: i64) -> Result<Keys<'_>, LakeError> {
-        Keys::new(&self.database, table_id)
+    /// The entries of one table.
+    pub(crate) fn entries(&self, table_id: i64) -> Result<Entries<'_>, LakeError> {
+        Entries::new(&self.database, table_id)
     }
 }
 
 fn known_table(row: &Row<'_>) -> rusqlite::Result<KnownTable> {
     Ok(KnownTable { id: row.get(0)?, name: row.get(1)?, snapshot_id: row.get(2)?, rows: row.get(3)? })
-}
-
-/// The index from keys to rows, of one table. Its statements are used for every row, so they are prepared once.
-pub(crate) struct Keys<'a> {
-    table_id: i64,
-    add: CachedStatement<'a>,
-    set: CachedStatement<'a>,
-    get: CachedStatement<'a>,
-    remove: CachedStatement<'a>,
-    some: CachedStatement<'a>,
-    move_to: CachedStatement<'a>,
-    keep: CachedStatement<'a>,
-}
-
-impl<'a> Keys<'a> {
-    fn new(database: &'a Connection, table_id: i64) -> Result<Self, LakeError> {
-        Ok(Self {
-            table_id,
-            add: database.prepare_cached(
-                "INSERT INTO _dosql_index (table_id, shard_id, key, file, position) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT DO NOTHING",
-            )?,
-            set: database.prepare_cached(
-                "UPDATE _dosql_index SET file = ?4, position = ?5 WHERE table_id = ?1 AND shard_id = ?2 AND key = ?3",
-            )?,
-            get: database.prepare_cached(
-                "SELECT file, position FROM _dosql_index WHERE table_id = ?1 AND shard_id = ?2 AND key = ?3",
-            )?,
-            remove: database
-                .prepare_cached("DELETE FROM _dosql_index WHERE table_id = ?1 AND shard_id = ?2 AND key = ?3")?,
-            some: database
-                .prepare_cached("SELECT key FROM _dosql_index WHERE table_id = ?1 AND shard_id = ?2 LIMIT ?3")?,
-            move_to: database.prepare_cached(
-                "INSERT INTO _dosql_moves (table_id, shard_id, key, file, position) VALUES (?1, ?2, ?3, ?4, ?5)",
-            )?,
-            keep: database.prepare_cached(
-                "INSERT INTO _dosql_undo (table_id, shard_id, key, file, position) VALUES (?1, ?2, ?3, ?4, ?5)",
-            )?,
-        })
-    }
-
-    /// Adds a shard's key where it is not there yet; says whether it was added.
-    pub(crate) fn add(&mut self, shard_id: i64, key: &Key, position: Position) -> Result<bool, LakeError> {
-        Ok(self.add.execute(params![self.table_id, shard_id, key, position.file, position.row])? == 1)
-    }
-
-    /// Moves a key that is there.
-    pub(crate) fn set(&mut self, shard_id: i64, key: &Key, position: Position) -> Result<(), LakeError> {
-        self.set.execute(params![self.table_id, shard_id, key, position.file, position.row])?;
-        Ok(())
-    }
-
-    /// Where a key's row stands, or stood before compaction moved it.
-    pub(crate) fn get(&mut self, shard_id: i64, key: &Key) -> Result<Option<Position>, LakeError> {
-        let position = |row: &Row<'_>| Ok(Position { file: row.get(0)?, row: row.get(1)? });
-        Ok(self.get.query_row(params![self.table_id, shard_id, key], position).optional()?)
-    }
-
-    /// Removes a key.
-    pub(crate) fn remove(&mut self, shard_id: i64, key: &Key) -> Result<(), LakeError> {
-        self.remove.execute(params![self.table_id, shard_id, key])?;
-        Ok(())
-    }
-
-    /// Some of a shard's keys.
-    pub(crate) fn some(&mut self, shard_id: i64, limit: u32) -> Result<Vec<Key>, LakeError> {
-        let rows = self.some.query_map(params![self.table_id, shard_id, limit], |row| Key::read(row, 0))?;
-        Ok(rows.collect::<Result<_, _>>()?)
-    }
-
-    /// Notes where a row will stand after the pending commit.
-    pub(crate) fn move_to(&mut self, shard_id: i64, key: &Key, position: Position) -> Result<(), LakeError> {
-        self.move_to.execute(params![self.table_id, shard_id, key, position.file, position.row])?;
-        Ok(())
-    }
-
-    /// Keeps the place that a committed row had, for [`Index::take_back`].
-    pub(crate) fn keep_for_undo(&mut self, shard_id: i64, key: &Key, position: Position) -> Result<(), LakeError> {
-        self.keep.execute(params![self.table_id, shard_id, key, position.file, position.row])?;
-        Ok(())
-    }
 }

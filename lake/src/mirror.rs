@@ -1,4 +1,7 @@
 //! What a flush changes in a mirror: which rows it writes, and which rows of earlier files it deletes.
+//!
+//! What the flush does to each key is found out in the order of the keys, shard by shard: so the index is read and written in its
+//! own order.
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -7,8 +10,11 @@ use std::sync::Arc;
 use dosql_proto::Row;
 
 use crate::LakeError;
+use crate::block::{BLOCK_ENTRIES, Entry};
 use crate::buffer::{Action, Change, TableBuffer};
-use crate::index::{Index, Key, Keys, KnownTable, Position};
+use crate::entries::Entries;
+use crate::images::ImageId;
+use crate::index::{Index, Key, KnownTable, Position};
 use crate::key::key;
 use crate::moved::Finder;
 
@@ -18,13 +24,12 @@ pub(crate) struct PlannedFile {
     /// Index into [`Layout::partitions`].
     pub(crate) partition: usize,
     pub(crate) url: String,
-    /// Indexes of the changes whose after images it holds, in the order of its rows.
-    pub(crate) rows: Vec<usize>,
+    /// The images it holds, in the order of its rows.
+    pub(crate) rows: Vec<ImageId>,
 }
 
 /// The rows to write and to delete.
 pub(crate) struct MirrorPlan {
-    /// Files may be empty, when all their rows were overtaken within the flush.
     pub(crate) files: Vec<PlannedFile>,
     /// By partition, as the index keeps it, rows of earlier files: their URL and position, in ascending order.
     pub(crate) deletes: BTreeMap<Arc<str>, Vec<(Arc<str>, i64)>>,
@@ -34,24 +39,49 @@ pub(crate) struct MirrorPlan {
 /// Where the rows of a flush go.
 pub(crate) struct Layout<'a> {
     /// By change, the partition of its after image, as an index into `partitions`.
-    pub(crate) of: &'a [usize],
+    pub(crate) of: &'a [u32],
     /// As the index keeps them.
     pub(crate) partitions: &'a [String],
     /// A URL for a new file of a partition.
     pub(crate) new_url: &'a dyn Fn(usize) -> Result<String, LakeError>,
-    /// Puts changes into the order that their rows have in a file.
-    pub(crate) sort: &'a dyn Fn(&mut Vec<usize>) -> Result<(), LakeError>,
+    /// Puts images into the order that their rows have in a file.
+    pub(crate) sort: &'a dyn Fn(&mut Vec<ImageId>) -> Result<(), LakeError>,
 }
+
+/// What a shard's changes do.
+struct ShardPlan {
+    name: Rc<str>,
+    /// The number that stands for it in the index.
+    id: i64,
+    /// Whether it has dropped the table before `touched`.
+    is_dropped: bool,
+    touched: Vec<Touched>,
+}
+
+/// A key that changes write or delete.
+struct Touched {
+    key: Key,
+    /// The last change that does.
+    change: u32,
+    /// Whether that one writes the key's row.
+    is_written: bool,
+    /// Whether the first one takes the key to have no row. Then whether it has none is looked up for many keys at once.
+    is_new: bool,
+    /// Whether the index has an entry of it.
+    is_known: bool,
+}
+
+/// Stands for a row that is not written.
+const NO_ROW: u32 = u32::MAX;
 
 /// Plans a flush by moving the index to what it will be afterwards. Runs within one transaction of the index's database.
 pub(crate) struct Planner<'a> {
     index: &'a Index,
     table_id: i64,
-    keys: Keys<'a>,
+    entries: Entries<'a>,
     buffer: &'a TableBuffer,
     layout: &'a Layout<'a>,
     plan: MirrorPlan,
-    shards: BTreeMap<Rc<str>, i64>,
     /// Earlier files that lose rows: their URL and partition.
     earlier: HashMap<i64, (Arc<str>, Arc<str>)>,
     finder: Finder<'a>,
@@ -69,145 +99,152 @@ impl<'a> Planner<'a> {
         Ok(Self {
             index,
             table_id: known.id,
-            keys: index.keys(known.id)?,
+            entries: index.entries(known.id)?,
             buffer,
             layout,
             plan,
-            shards: BTreeMap::new(),
             earlier: HashMap::new(),
             finder: Finder::new(index, &known.name),
         })
     }
 
     /// Takes in the changes of these indexes, in order.
-    pub(crate) fn plan(mut self, changes: impl Iterator<Item = usize>) -> Result<MirrorPlan, LakeError> {
-        for number in changes {
-            let change = &self.buffer.changes[number];
-            let shard = self.shard(&change.shard)?;
-            match &change.action {
-                Action::Insert { after } => self.write(shard, &self.key(change, after), number, true)?,
-                Action::Update { before, after } => {
-                    let (old, new) = (self.key(change, before), self.key(change, after));
-                    if old != new {
-                        self.delete(shard, &old)?;
-                    }
-                    self.write(shard, &new, number, old != new)?;
+    pub(crate) fn plan(mut self, changes: &[usize]) -> Result<MirrorPlan, LakeError> {
+        let mut shards = self.shards(changes)?;
+        for shard in &mut shards {
+            // The last of what happens to a key counts, and the first tells what was before.
+            shard.touched.sort_by(|one, other| one.key.cmp(&other.key));
+            shard.touched.dedup_by(|later, first| {
+                let is_same = later.key == first.key;
+                if is_same {
+                    (first.change, first.is_written) = (later.change, later.is_written);
                 }
-                Action::Delete { before } => self.delete(shard, &self.key(change, before))?,
-                Action::Reshape => {}
-                Action::Drop => loop {
-                    let some = self.keys.some(shard, 1000)?;
-                    if some.is_empty() {
-                        break;
-                    }
-                    for key in &some {
-                        self.delete(shard, key)?;
-                    }
-                },
-            }
+                is_same
+            });
+            self.vacate(shard)?;
+        }
+        let rows = self.rows(&shards)?;
+        for shard in shards {
+            self.move_index(shard, &rows)?;
         }
         self.plan.deletes.values_mut().for_each(|rows| rows.sort_unstable());
-        self.sort()?;
+        self.entries.finish()?;
         Ok(self.plan)
     }
 
-    /// Puts the files' rows into their order, and tells the index.
-    fn sort(&mut self) -> Result<(), LakeError> {
-        for place in 0..self.plan.files.len() {
-            let file = &mut self.plan.files[place];
-            let (id, before) = (file.id, file.rows.clone());
-            (self.layout.sort)(&mut file.rows)?;
-            let after = file.rows.clone();
-            for (row, number) in (0_i64..).zip(&after).filter(|(row, number)| before[*row as usize] != **number) {
-                let change = &self.buffer.changes[*number];
-                if let Action::Insert { after } | Action::Update { after, .. } = &change.action {
-                    let key = self.key(change, after);
-                    let shard = self.shard(&change.shard)?;
-                    self.keys.set(shard, &key, Position { file: id, row })?;
+    /// What the changes do to which keys, in their order.
+    fn shards(&self, changes: &[usize]) -> Result<Vec<ShardPlan>, LakeError> {
+        let mut shards: Vec<ShardPlan> = Vec::new();
+        let mut place = 0;
+        for number in changes {
+            let change = &self.buffer.changes[*number];
+            if shards.get(place).is_none_or(|shard| !Rc::ptr_eq(&shard.name, &change.shard)) {
+                place = match shards.iter().position(|shard| Rc::ptr_eq(&shard.name, &change.shard)) {
+                    Some(place) => place,
+                    None => {
+                        let (name, id) = (Rc::clone(&change.shard), self.index.shard_id(&change.shard)?);
+                        shards.push(ShardPlan { name, id, is_dropped: false, touched: Vec::new() });
+                        shards.len() - 1
+                    }
+                };
+            }
+            let shard = &mut shards[place];
+            let mut touch = |key: Key, is_written: bool, is_new: bool| {
+                let change = *number as u32;
+                shard.touched.push(Touched { key, change, is_written, is_new, is_known: false });
+            };
+            match &change.action {
+                Action::Insert { after } => touch(self.key(change, after), true, true),
+                Action::Update { before, after } => {
+                    let (old, new) = (self.key(change, before), self.key(change, after));
+                    let is_new = old != new;
+                    if is_new {
+                        touch(old, false, false);
+                    }
+                    touch(new, true, is_new);
+                }
+                Action::Delete { before } => touch(self.key(change, before), false, false),
+                Action::Reshape => {}
+                Action::Drop => {
+                    shard.is_dropped = true;
+                    shard.touched.clear();
                 }
             }
         }
-        Ok(())
-    }
-
-    /// The number that stands for a shard in the index.
-    fn shard(&mut self, shard: &Rc<str>) -> Result<i64, LakeError> {
-        if let Some(id) = self.shards.get(shard) {
-            return Ok(*id);
-        }
-        let id = self.index.shard_id(shard)?;
-        self.shards.insert(Rc::clone(shard), id);
-        Ok(id)
+        Ok(shards)
     }
 
     fn key(&self, change: &Change, row: &Row) -> Key {
         key(&self.buffer.layouts[change.layout], change.rowid, row)
     }
 
-    /// The key's row is now this change's after image. `is_new` says that the key has had no row, most likely.
-    fn write(&mut self, shard: i64, key: &Key, number: usize, is_new: bool) -> Result<(), LakeError> {
-        let place = self.file_of(self.layout.of[number])?;
-        let file = &self.plan.files[place];
-        let position = Position { file: file.id, row: file.rows.len() as i64 };
-        if !(is_new && self.keys.add(shard, key, position)?) {
-            match self.keys.get(shard, key)? {
-                Some(old) if old.file == position.file => {
-                    self.plan.files[place].rows[old.row as usize] = number;
+    /// Deletes the rows that the keys had.
+    fn vacate(&mut self, shard: &mut ShardPlan) -> Result<(), LakeError> {
+        if shard.is_dropped {
+            loop {
+                let taken = self.entries.take_some(shard.id, 1000)?;
+                if taken.is_empty() {
                     return Ok(());
                 }
-                Some(old) => {
-                    self.vacate(shard, key, old)?;
-                    self.keys.set(shard, key, position)?;
-                }
-                None => {
-                    self.keys.add(shard, key, position)?;
+                for (key, position) in &taken {
+                    self.delete(shard.id, key, *position)?;
                 }
             }
         }
-        self.plan.files[place].rows.push(number);
-        Ok(())
-    }
-
-    /// The key has no row any more.
-    fn delete(&mut self, shard: i64, key: &Key) -> Result<(), LakeError> {
-        if let Some(old) = self.keys.get(shard, key)? {
-            self.keys.remove(shard, key)?;
-            self.vacate(shard, key, old)?;
+        let new: Vec<u32> = (0..).zip(&shard.touched).filter(|(_, key)| key.is_new).map(|(place, _)| place).collect();
+        let mut looked_up: Vec<u32> = Vec::new();
+        for places in new.chunks(BLOCK_ENTRIES) {
+            let key = |place: &u32| &shard.touched[*place as usize].key;
+            if let (Some(first), Some(last)) = (places.first(), places.last())
+                && !self.entries.is_free(shard.id, key(first), key(last))?
+            {
+                looked_up.extend_from_slice(places);
+            }
+        }
+        let mut looked_up = looked_up.into_iter().peekable();
+        for (place, touched) in (0..).zip(&mut shard.touched) {
+            if touched.is_new && looked_up.next_if_eq(&place).is_none() {
+                continue;
+            }
+            if let Some(position) = self.entries.get(shard.id, &touched.key)? {
+                touched.is_known = true;
+                self.delete(shard.id, &touched.key, position)?;
+            }
         }
         Ok(())
     }
 
-    /// The row at `old` is no longer the key's.
-    fn vacate(&mut self, shard: i64, key: &Key, old: Position) -> Result<(), LakeError> {
-        if old.file < self.plan.first_file {
-            self.keys.keep_for_undo(shard, key, old)?;
-            let old = self.finder.find(old)?;
-            let (url, partition) = match self.earlier.get(&old.file) {
-                Some(file) => file.clone(),
-                None => {
-                    let file = self.index.file(old.file)?;
-                    self.earlier.insert(old.file, file.clone());
-                    file
-                }
-            };
-            self.plan.deletes.entry(partition).or_default().push((url, old.row));
-            return Ok(());
-        }
-        // A row of this flush: the file's last row takes its place.
-        let Some(file) = self.plan.files.iter_mut().find(|file| file.id == old.file) else { return Ok(()) };
-        let Some(last) = file.rows.pop() else { return Ok(()) };
-        let row = old.row as usize;
-        if row == file.rows.len() {
-            return Ok(());
-        }
-        file.rows[row] = last;
-        let moved = &self.buffer.changes[last];
-        if let Action::Insert { after } | Action::Update { after, .. } = &moved.action {
-            let key = self.key(moved, after);
-            let shard = self.shard(&moved.shard)?;
-            self.keys.set(shard, &key, old)?;
-        }
+    /// The committed row at `position` is no longer the key's.
+    fn delete(&mut self, shard: i64, key: &Key, position: Position) -> Result<(), LakeError> {
+        self.entries.keep_for_undo(shard, key, position)?;
+        let position = self.finder.find(position)?;
+        let (url, partition) = match self.earlier.get(&position.file) {
+            Some(file) => file.clone(),
+            None => {
+                let file = self.index.file(position.file)?;
+                self.earlier.insert(position.file, file.clone());
+                file
+            }
+        };
+        self.plan.deletes.entry(partition).or_default().push((url, position.row));
         Ok(())
+    }
+
+    /// Plans the files; returns each written change's row in the file of its partition.
+    fn rows(&mut self, shards: &[ShardPlan]) -> Result<Vec<u32>, LakeError> {
+        let mut rows = vec![NO_ROW; self.buffer.changes.len()];
+        let touched = shards.iter().flat_map(|shard| &shard.touched);
+        touched.filter(|touched| touched.is_written).for_each(|touched| rows[touched.change as usize] = 0);
+        for (change, partition) in (0_u32..).zip(self.layout.of).filter(|(change, _)| rows[*change as usize] != NO_ROW)
+        {
+            let place = self.file_of(*partition as usize)?;
+            self.plan.files[place].rows.push(ImageId::after(change));
+        }
+        for file in &mut self.plan.files {
+            (self.layout.sort)(&mut file.rows)?;
+            (0..).zip(&file.rows).for_each(|(row, image)| rows[image.change as usize] = row);
+        }
+        Ok(rows)
     }
 
     /// The place in the plan of the file for a partition.
@@ -219,5 +256,33 @@ impl<'a> Planner<'a> {
         let id = self.index.add_file(self.table_id, &url, &self.layout.partitions[partition])?;
         self.plan.files.push(PlannedFile { id, partition, url, rows: Vec::new() });
         Ok(self.plan.files.len() - 1)
+    }
+
+    /// Has the index say where the keys' rows are now.
+    fn move_index(&mut self, shard: ShardPlan, rows: &[u32]) -> Result<(), LakeError> {
+        let mut files: Vec<i64> = vec![0; self.layout.partitions.len()];
+        self.plan.files.iter().for_each(|file| files[file.partition] = file.id);
+        let mut added: Vec<Entry> = Vec::with_capacity(BLOCK_ENTRIES);
+        for Touched { key, change, is_written, is_known, .. } in shard.touched {
+            let change = change as usize;
+            match (is_written, is_known) {
+                (true, known) => {
+                    let position =
+                        Position { file: files[self.layout.of[change] as usize], row: i64::from(rows[change]) };
+                    if known {
+                        self.entries.set(shard.id, &key, position)?;
+                        continue;
+                    }
+                    added.push((key, position));
+                    if added.len() == BLOCK_ENTRIES {
+                        self.entries.add(shard.id, &added)?;
+                        added.clear();
+                    }
+                }
+                (false, true) => self.entries.remove(shard.id, &key)?,
+                (false, false) => {}
+            }
+        }
+        self.entries.add(shard.id, &added)
     }
 }

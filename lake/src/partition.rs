@@ -153,7 +153,7 @@ impl Partitioner {
         &self,
         batch: &RecordBatch,
         known: &mut Known,
-        out: &mut Vec<usize>,
+        out: &mut Vec<u32>,
     ) -> Result<(), LakeError> {
         let arrays: Vec<ArrayRef> = self
             .transforms
@@ -173,17 +173,18 @@ impl Partitioner {
 #[derive(Default)]
 pub(crate) struct Known {
     pub(crate) partitions: Vec<Partition>,
-    places: HashMap<Partition, usize>,
+    places: HashMap<Partition, u32>,
 }
 
 impl Known {
-    pub(crate) fn place(&mut self, partition: Partition) -> usize {
+    pub(crate) fn place(&mut self, partition: Partition) -> u32 {
         if let Some(place) = self.places.get(&partition) {
             return *place;
         }
+        let place = self.partitions.len() as u32;
         self.partitions.push(partition.clone());
-        self.places.insert(partition, self.partitions.len() - 1);
-        self.partitions.len() - 1
+        self.places.insert(partition, place);
+        place
     }
 }
 

@@ -1,9 +1,10 @@
 //! The index of a mirror made anew from the mirror itself: after the lake actor's database was lost, or another program has
 //! committed to the table.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::LakeError;
+use crate::block::Entry;
 use crate::columns::TableKind;
 use crate::flush::Writer;
 use crate::index::Position;
@@ -30,10 +31,11 @@ impl Writer {
                 let added = self.index.transaction(|| {
                     let id = self.index.add_file(known.id, url, &partition)?;
                     let mut shards: HashMap<String, i64> = HashMap::new();
-                    let (mut index, mut added) = (self.index.keys(known.id)?, 0_i64);
+                    let (mut entries, mut added) = (self.index.entries(known.id)?, 0_i64);
                     for batch in LiveRows::new(&table.columns, bytes, &deleted)? {
                         let (batch, positions) = batch?;
                         let keys = KeyReader::new(&table.columns, &batch)?;
+                        let mut by_shard: BTreeMap<i64, Vec<Entry>> = BTreeMap::new();
                         for (row, position) in positions.iter().enumerate() {
                             let Some((shard, key)) = keys.read(row)? else { continue };
                             let shard_id = match shards.get(shard) {
@@ -45,15 +47,21 @@ impl Writer {
                                 }
                             };
                             let position = Position { file: id, row: *position };
-                            if !index.add(shard_id, &key, position)? {
+                            by_shard.entry(shard_id).or_default().push((key, position));
+                            added += 1;
+                        }
+                        for (shard_id, mut found) in by_shard {
+                            found.sort_unstable();
+                            if let Some((_, position)) = entries.first_known(shard_id, &found)? {
                                 return Err(LakeError::Malformed {
                                     path: url.to_owned(),
                                     reason: format!("row {} has the key of another row", position.row),
                                 });
                             }
-                            added += 1;
+                            entries.add(shard_id, &found)?;
                         }
                     }
+                    entries.finish()?;
                     Ok(added)
                 })?;
                 rows += added;

@@ -12,21 +12,9 @@ use dosql_proto::{Row, Value, WalTable};
 use crate::LakeError;
 use crate::buffer::Change;
 use crate::columns::{ColumnType, LakeColumns, Meta, Source};
+use crate::images::Image;
 use crate::key::{is_told, key, stored, telling_columns};
 use crate::reshape::Shape;
-
-/// One row to be written: an image out of a change.
-#[derive(Clone, Copy)]
-pub(crate) struct Image<'a> {
-    pub(crate) change: &'a Change,
-    pub(crate) row: &'a Row,
-    /// The index of the row's [`Shape`].
-    pub(crate) shape: usize,
-    /// For the change log's `_operation`.
-    pub(crate) operation: &'static str,
-    /// In the dead letters, the place in the row of the value that the letter is about.
-    pub(crate) letter: Option<usize>,
-}
 
 /// The images as columns, in order.
 pub(crate) fn record_batch(

@@ -35,9 +35,9 @@ pub(crate) struct Shapes {
 }
 
 impl Shapes {
-    /// The index of the shape of a change's rows.
+    /// The index of the shape of a change's rows; none of them where the columns are not the source's.
     pub(crate) fn of(&self, change: usize) -> usize {
-        self.of[change]
+        self.of.get(change).copied().unwrap_or(NO_SHAPE)
     }
 }
 

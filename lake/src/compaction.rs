@@ -423,7 +423,7 @@ impl Target<'_> {
                     }
                     None => NOT_INDEXED,
                 };
-                let writer = DataFileWriter::new(&self.table.columns, &self.form)?;
+                let writer = DataFileWriter::new(&self.table.columns, self.form.clone());
                 Output { url, id, rows: 0, writer }
             }
         };

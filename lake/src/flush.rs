@@ -320,7 +320,7 @@ impl Writer {
         file: &DataToWrite,
     ) -> Result<LakeFile, LakeError> {
         let form = self.file_form(table, &options.files, file.rows.len());
-        let mut writer = DataFileWriter::new(&table.columns, &form)?;
+        let mut writer = DataFileWriter::new(&table.columns, form);
         for rows in file.rows.chunks(BATCH_ROWS) {
             let (layouts, shapes) = (&images.buffered.layouts, &images.shapes.shapes);
             writer.write(&record_batch(&table.columns, layouts, shapes, &images.get(rows))?)?;
@@ -338,7 +338,7 @@ impl Writer {
             codec: options.codec,
             row_group_rows,
             bloom_filters: filtered.map(|column| column.name.clone()).collect(),
-            distinct_values: rows.min(row_group_rows) as u64,
+            values: rows.min(row_group_rows) as u64,
             page_index: options.page_index,
             statistics: options.statistics,
         }

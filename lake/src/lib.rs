@@ -50,6 +50,7 @@ mod columns;
 mod commit;
 mod compaction;
 mod configure;
+mod dictionary;
 mod entries;
 mod error;
 mod flush;

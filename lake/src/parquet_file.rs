@@ -17,6 +17,7 @@ use parquet::schema::types::ColumnPath;
 
 use crate::LakeError;
 use crate::columns::{ColumnType, LakeColumns, Meta, Source, arrow_field};
+use crate::dictionary::mostly_differs;
 use crate::options::Codec;
 use crate::partition::Partition;
 
@@ -48,8 +49,8 @@ pub(crate) struct FileForm {
     pub(crate) row_group_rows: usize,
     /// Lake columns with a Bloom filter.
     pub(crate) bloom_filters: Vec<String>,
-    /// How many values of a row group a Bloom filter is made for.
-    pub(crate) distinct_values: u64,
+    /// How many values a row group has at most.
+    pub(crate) values: u64,
     pub(crate) page_index: bool,
     pub(crate) statistics: bool,
 }
@@ -59,30 +60,47 @@ const ROW_GROUP_BYTES: usize = 64 << 20;
 
 /// Writes a data file, one row group in memory at a time beside what is encoded.
 pub(crate) struct DataFileWriter {
-    writer: ArrowWriter<Vec<u8>>,
+    form: FileForm,
+    schema: SchemaRef,
+    /// `None` before the first rows, which tell how it is to write them.
+    writer: Option<ArrowWriter<Vec<u8>>>,
 }
 
 impl DataFileWriter {
-    pub(crate) fn new(columns: &LakeColumns, form: &FileForm) -> Result<Self, LakeError> {
-        Ok(Self { writer: writer(&columns.arrow, form)? })
+    pub(crate) fn new(columns: &LakeColumns, form: FileForm) -> Self {
+        Self { form, schema: Arc::clone(&columns.arrow), writer: None }
     }
 
     pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), LakeError> {
-        self.writer.write(batch)?;
-        if self.writer.in_progress_size() >= ROW_GROUP_BYTES {
-            self.writer.flush()?;
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            None => {
+                let rows = usize::try_from(self.form.values).unwrap_or(usize::MAX);
+                let columns = self.schema.fields().iter().zip(batch.columns());
+                let differing = columns.filter(|(_, array)| mostly_differs(array, rows));
+                let plain: Vec<&str> = differing.map(|(field, _)| field.name().as_str()).collect();
+                self.writer.insert(writer(&self.schema, &self.form, &plain)?)
+            }
+        };
+        writer.write(batch)?;
+        if writer.in_progress_size() >= ROW_GROUP_BYTES {
+            writer.flush()?;
         }
         Ok(())
     }
 
     /// Bytes of the row groups that have ended.
     pub(crate) fn bytes_written(&self) -> usize {
-        self.writer.bytes_written()
+        self.writer.as_ref().map_or(0, ArrowWriter::bytes_written)
     }
 
-    pub(crate) fn finish(mut self, columns: &LakeColumns, placement: &Placement<'_>) -> Result<LakeFile, LakeError> {
-        let metadata = self.writer.finish()?;
-        let bytes = std::mem::take(self.writer.inner_mut());
+    pub(crate) fn finish(self, columns: &LakeColumns, placement: &Placement<'_>) -> Result<LakeFile, LakeError> {
+        let mut writer = match self.writer {
+            Some(writer) => writer,
+            None => writer(&self.schema, &self.form, &[])?,
+        };
+        let metadata = writer.finish()?;
+        let bytes = std::mem::take(writer.inner_mut());
         let metrics = Metrics::of(&metadata, columns);
         let rows = u64::try_from(metadata.file_metadata().num_rows()).unwrap_or(0);
         let mut entry = entry(DataContentType::Data, placement, rows, bytes.len());
@@ -117,11 +135,11 @@ pub(crate) fn position_delete_file(
         codec,
         row_group_rows: DELETES_IN_A_ROW_GROUP,
         bloom_filters: Vec::new(),
-        distinct_values: 0,
+        values: 0,
         page_index: false,
         statistics: true,
     };
-    let mut writer = writer(&schema, &form)?;
+    let mut writer = writer(&schema, &form, &[])?;
     writer.write(&batch)?;
     let bytes: Bytes = writer.into_inner()?.into();
     let mut entry = entry(DataContentType::PositionDeletes, placement, deletes.len() as u64, bytes.len());
@@ -153,7 +171,8 @@ fn incomplete(error: iceberg::spec::DataFileBuilderError) -> LakeError {
     LakeError::Iceberg(Box::new(iceberg::Error::new(iceberg::ErrorKind::DataInvalid, error.to_string())))
 }
 
-fn writer(schema: &SchemaRef, form: &FileForm) -> Result<ArrowWriter<Vec<u8>>, LakeError> {
+/// `plain` are the columns that are written without a dictionary.
+fn writer(schema: &SchemaRef, form: &FileForm, plain: &[&str]) -> Result<ArrowWriter<Vec<u8>>, LakeError> {
     let mut properties = WriterProperties::builder()
         .set_created_by("DoLake".to_owned())
         .set_compression(match form.codec {
@@ -167,11 +186,14 @@ fn writer(schema: &SchemaRef, form: &FileForm) -> Result<ArrowWriter<Vec<u8>>, L
             (true, false) => EnabledStatistics::Chunk,
             (true, true) => EnabledStatistics::Page,
         });
+    for column in plain {
+        properties = properties.set_column_dictionary_enabled(ColumnPath::from(*column), false);
+    }
     for column in &form.bloom_filters {
         let path = ColumnPath::from(column.as_str());
         properties = properties
             .set_column_bloom_filter_enabled(path.clone(), true)
-            .set_column_bloom_filter_ndv(path, form.distinct_values.max(1));
+            .set_column_bloom_filter_ndv(path, form.values.max(1));
     }
     // The Arrow schema itself is left out: readers go by field ids.
     let options = ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);

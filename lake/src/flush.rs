@@ -36,8 +36,8 @@ use crate::record_batch::record_batch;
 use crate::reshape::Shapes;
 use crate::table::{LakeTable, WATERMARK, table_name};
 
-/// Rows that are turned into columns at a time.
-const BATCH_ROWS: usize = 32_768;
+/// Rows that are turned into columns at a time: each column goes through all of them, while they are in the processor's cache.
+const BATCH_ROWS: usize = 512;
 
 /// How often in a row another program may be faster before a flush fails, to be tried again later.
 const MOST_CONFLICTS: u32 = 3;

@@ -1,5 +1,6 @@
 //! Object storage in a local directory.
 
+use std::io::Write as _;
 use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
@@ -10,7 +11,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{Error as StoreError, ObjectStoreExt as _};
 
 use super::access;
 use super::data_dir::sync_directory;
@@ -43,50 +43,48 @@ impl LocalObjects {
 
     async fn write(&self, path: &str, bytes: Bytes, exclusive: bool) -> Result<(), ObjectError> {
         let failed = |reason: String| ObjectError::Failed { path: path.to_owned(), reason };
-        let location = locate(path)?;
-        let staged = Path::from(format!("{STAGING}/{}", self.staged.fetch_add(1, Ordering::Relaxed)));
-        let outcome = async {
-            self.store.put(&staged, bytes.into()).await?;
-            let staged_file = self.store.path_to_filesystem(&staged)?;
-            let directory = self.parent_of(&location)?;
-            let root = Arc::clone(&self.root);
-            blocking(move || {
-                fs::File::open(staged_file)?.sync_all()?;
-                create_directories(&root, &directory)
-            })
-            .await?;
-            if exclusive {
-                self.store.copy_if_not_exists(&staged, &location).await?;
-            } else {
-                self.store.rename(&staged, &location).await?;
+        let file = self.store.path_to_filesystem(&locate(path)?).map_err(|error| failed(error.to_string()))?;
+        let number = self.staged.fetch_add(1, Ordering::Relaxed);
+        let (root, staged) = (Arc::clone(&self.root), self.root.join(STAGING).join(number.to_string()));
+        // In one go: each turn taken beside the event loop costs more than most of the steps.
+        let written = tokio::task::spawn_blocking(move || {
+            let outcome = write_durably(&root, &staged, &file, &bytes, exclusive);
+            if exclusive || outcome.is_err() {
+                // It may not be there; what stays behind is removed at the next start.
+                let _ = fs::remove_file(&staged);
             }
-            let directory = self.parent_of(&location)?;
-            blocking(move || sync_directory(&directory)).await
+            outcome
+        });
+        match written.await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => Err(ObjectError::AlreadyExists { path: path.to_owned() }),
+            Ok(Err(error)) => Err(failed(error.to_string())),
+            Err(error) => Err(failed(error.to_string())),
         }
-        .await;
-        if exclusive || outcome.is_err() {
-            // It may not be there; what stays behind is removed at the next start.
-            let _ = self.store.delete(&staged).await;
-        }
-        outcome.map_err(|error| match error {
-            StoreError::AlreadyExists { .. } => ObjectError::AlreadyExists { path: path.to_owned() },
-            error => failed(error.to_string()),
-        })
-    }
-
-    fn parent_of(&self, location: &Path) -> Result<PathBuf, StoreError> {
-        let file = self.store.path_to_filesystem(location)?;
-        Ok(file.parent().unwrap_or(&self.root).to_owned())
     }
 }
 
-/// Runs file work beside the arbiter's event loop.
-async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<(), StoreError> {
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Generic { store: "local", source };
-    match tokio::task::spawn_blocking(work).await {
-        Ok(outcome) => outcome.map_err(|error| failed(error.into())),
-        Err(error) => Err(failed(error.into())),
+/// Writes a file under its staging name, flushes it, and gives it its name; says whether it could, which it cannot where that
+/// must be `exclusive` and is taken.
+fn write_durably(
+    root: &FilePath,
+    staged: &FilePath,
+    file: &FilePath,
+    bytes: &[u8],
+    exclusive: bool,
+) -> io::Result<bool> {
+    let mut writer = fs::File::create(staged)?;
+    writer.write_all(bytes)?;
+    writer.sync_all()?;
+    let directory = file.parent().unwrap_or(root);
+    create_directories(root, directory)?;
+    if !exclusive {
+        fs::rename(staged, file)?;
+    } else if let Err(error) = fs::hard_link(staged, file) {
+        return if error.kind() == io::ErrorKind::AlreadyExists { Ok(false) } else { Err(error) };
     }
+    sync_directory(directory)?;
+    Ok(true)
 }
 
 /// Creates `directory` below `root`, each new level durable in the one above.

@@ -30,6 +30,9 @@ const ROWS: u64 = 200_000;
 const PEER_ROWS: u64 = 100_000;
 /// Rows that both update.
 const UPDATES: u64 = 20_000;
+/// Rows of a small flush, and rows that are taken in by such flushes.
+const SMALL_FLUSH: u64 = 1_000;
+const SMALL_ROWS: u64 = 20_000;
 
 fn main() {
     if memory::is_child() {
@@ -114,6 +117,28 @@ fn ingest(scratch: &Path, report: &mut Report) {
     );
     report.at_least("rows to the mirror / PyIceberg's append, columns given", append / mirror, 5.0, "x");
     report.at_least("updates to the mirror / PyIceberg's upsert, columns given", upsert / update, 20.0, "x");
+    let (ours, theirs) = small_flushes(scratch, &rows[..SMALL_ROWS as usize]);
+    println!(
+        "mirror / PyIceberg's append, both making columns of rows: {:.2}x at {flush} rows a flush; at {SMALL_FLUSH} {:.2}x ({theirs:.2} us of CPU a row over {ours:.2})",
+        (append + convert) / mirror,
+        theirs / ours
+    );
+}
+
+/// Rows to the mirror in small flushes, and PyIceberg's appends of as many, columns made of rows. In microseconds of CPU time a row.
+fn small_flushes(scratch: &Path, rows: &[Row]) -> (f64, f64) {
+    let settings = Settings { lake_event_threshold: SMALL_FLUSH, ..Settings::default() };
+    let lake = LakeWriter::start(&scratch.join("ingest-small"), settings);
+    lake.mirror_only("orders");
+    let mut deliveries = Deliveries::new(table("orders", &COLUMNS));
+    let appends = deliveries.of(&mut (0..).zip(rows).map(|(id, row)| (id, None, row.clone())));
+    let ours = cpu_of(|| appends.into_iter().for_each(|append| lake.append(append)));
+    let (directory, file) = (scratch.join("small"), scratch.join("small.parquet"));
+    straight::write(rows, &file);
+    let flush = SMALL_FLUSH.to_string();
+    let taken = peers::run(&["pyiceberg".as_ref(), directory.as_ref(), file.as_ref(), "-".as_ref(), flush.as_ref()]);
+    let peer = |what: &str| median(taken[what].clone()) / SMALL_FLUSH as f64;
+    (ours / rows.len() as f64 * 1e6, (peer("append") + peer("convert")) * 1e6)
 }
 
 /// One step of compaction, beside DuckDB reading the same files and writing one. In microseconds of CPU time a row.

@@ -1,6 +1,6 @@
 """What PyIceberg and DuckDB take for what the lake's writer does; started by the benchmark. Prints one JSON object of CPU seconds.
 
-    peers.py pyiceberg DIRECTORY ROWS.parquet UPDATES.parquet ROWS_IN_A_BATCH
+    peers.py pyiceberg DIRECTORY ROWS.parquet UPDATES.parquet|- ROWS_IN_A_BATCH
     peers.py duckdb OUTPUT ROUNDS FILE...
 """
 
@@ -75,7 +75,8 @@ def pyiceberg(directory: str, rows: str, updates: str, batch_rows: str) -> dict:
         # What changes come as: rows.
         taken["convert"].append(timed(lambda: made.append(pa.Table.from_pylist(batch, schema=arrow_schema))))
         taken["append"].append(timed(lambda: table.append(made[-1])))
-    changed = [batch.to_pylist() for batch in pq.read_table(updates).to_batches(max_chunksize=size)]
+    given = [] if updates == "-" else pq.read_table(updates).to_batches(max_chunksize=size)
+    changed = [batch.to_pylist() for batch in given]
     for batch in changed:
         update = pa.Table.from_pylist(batch, schema=arrow_schema)
         taken["upsert"].append(timed(lambda: table.upsert(update)))

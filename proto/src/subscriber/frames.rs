@@ -6,20 +6,21 @@ use super::{Message, is_heartbeat};
 use crate::json::{change_frames, debezium_frames, debezium_heartbeat, heartbeat_frame};
 use crate::v1::{ChangeBatch, Error, FrameFormat};
 
-/// The messages of one batch, as a host carries them.
+/// The messages of one batch, all of them as `C`: what a host makes of them to carry them.
 #[derive(Debug)]
-pub struct Frames<M = Message> {
-    pub(super) messages: Vec<Framed<M>>,
+pub struct Frames<C = Vec<Message>> {
+    carried: C,
+    /// One for each message.
+    pub(super) marks: Vec<Mark>,
     /// Where a subscriber stands that was sent all of them.
     pub(super) position: String,
 }
 
-/// One of them.
+/// What a subscriber needs to know of a message.
 #[derive(Debug)]
-pub(super) struct Framed<M> {
-    pub(super) message: M,
-    /// Its length.
-    pub(super) bytes: usize,
+pub(super) struct Mark {
+    /// The length of the messages up to its end, in bytes.
+    pub(super) end: u64,
     /// Where the stream can go on from after it; `None` within what can only be resumed as a whole.
     pub(super) position: Option<String>,
 }
@@ -30,14 +31,13 @@ impl Frames {
     /// # Errors
     /// `INTERNAL` where the batch contradicts itself.
     pub fn of(batch: &ChangeBatch, format: FrameFormat, now_ms: u64) -> Result<Self, Error> {
-        let framed = |message: Message, position| Framed { bytes: message.bytes(), message, position };
-        let texts = match format {
+        let frames = match format {
             FrameFormat::Json if !is_heartbeat(batch) => change_frames(batch)?,
             FrameFormat::Debezium if !is_heartbeat(batch) => debezium_frames(batch, now_ms)?,
             _ => Vec::new(),
         };
-        let mut messages: Vec<_> =
-            texts.into_iter().map(|frame| framed(Message::Text(frame.text), frame.position)).collect();
+        let framed = frames.into_iter().map(|frame| (Message::Text(frame.text), frame.position));
+        let (mut messages, mut positions): (Vec<_>, Vec<_>) = framed.unzip();
         let whole = match format {
             FrameFormat::Protobuf => Some(Message::Binary(batch.encode_to_vec())),
             FrameFormat::Json if is_heartbeat(batch) => Some(Message::Text(heartbeat_frame(&batch.position, now_ms))),
@@ -46,22 +46,31 @@ impl Frames {
             }
             FrameFormat::Json | FrameFormat::Debezium => None,
         };
-        messages.extend(whole.map(|message| framed(message, None)));
+        positions.extend(whole.is_some().then_some(None));
+        messages.extend(whole);
         // What follows the last record was of no interest to the subscriber.
-        if let Some(last) = messages.last_mut() {
-            last.position = Some(batch.position.clone());
+        if let Some(last) = positions.last_mut() {
+            *last = Some(batch.position.clone());
         }
-        Ok(Self { messages, position: batch.position.clone() })
+        let mut end = 0;
+        let marks = messages.iter().zip(positions).map(|(message, position)| {
+            end += message.bytes() as u64;
+            Mark { end, position }
+        });
+        Ok(Self { marks: marks.collect(), carried: messages, position: batch.position.clone() })
     }
 
-    /// The same as a host's own messages.
+    /// The same as a host carries them.
     #[must_use]
-    pub fn map<M>(self, carried: impl Fn(Message) -> M) -> Frames<M> {
-        let messages = self.messages.into_iter().map(|Framed { message, bytes, position }| Framed {
-            message: carried(message),
-            bytes,
-            position,
-        });
-        Frames { messages: messages.collect(), position: self.position }
+    pub fn carried_as<C>(self, make: impl FnOnce(Vec<Message>) -> C) -> Frames<C> {
+        Frames { carried: make(self.carried), marks: self.marks, position: self.position }
+    }
+}
+
+impl<C> Frames<C> {
+    /// The messages.
+    #[must_use]
+    pub fn carried(&self) -> &C {
+        &self.carried
     }
 }

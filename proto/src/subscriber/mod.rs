@@ -4,6 +4,7 @@
 mod frames;
 mod terms;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,19 +83,19 @@ impl Message {
     }
 }
 
-/// A subscriber on a WebSocket, whose host carries messages as `M`.
+/// A subscriber on a WebSocket, whose host carries messages as `C`.
 #[derive(Debug)]
-pub struct Subscriber<M = Message> {
+pub struct Subscriber<C = Vec<Message>> {
     terms: Terms,
     format: FrameFormat,
     subscription: SubscribeRequest,
     /// What is still to be sent of the last batch, from which of its messages on.
-    pending: Option<(Arc<Frames<M>>, usize)>,
+    pending: Option<(Arc<Frames<C>>, usize)>,
     /// Whether the last message sent was not within what can only be resumed as a whole.
     at_rest: bool,
 }
 
-impl<M> Subscriber<M> {
+impl<C> Subscriber<C> {
     /// A subscriber that asked for `parameters`, whose subscription the change stream has `opened`.
     #[must_use]
     pub fn new(parameters: &StreamParameters, opened: SubscribeRequest) -> Self {
@@ -154,34 +155,29 @@ impl<M> Subscriber<M> {
     }
 
     /// Takes the answer of the change stream, in the subscriber's format.
-    pub fn take(&mut self, frames: Arc<Frames<M>>) {
-        match frames.messages.is_empty() {
+    pub fn take(&mut self, frames: Arc<Frames<C>>) {
+        match frames.marks.is_empty() {
             true => self.subscription.from.clone_from(&frames.position),
             false => self.pending = Some((frames, 0)),
         }
     }
 
-    /// The next message to send; `None` where there is none, or no credit for it.
-    pub fn next_message(&mut self) -> Option<M>
-    where
-        M: Clone,
-    {
-        if !self.terms.allow() {
-            return None;
+    /// What is to be sent now: which messages of a batch. `None` where there are none, or no credit for one.
+    pub fn next_messages(&mut self) -> Option<(Arc<Frames<C>>, Range<usize>)> {
+        let (frames, first) = self.pending.take()?;
+        let sent = first.checked_sub(1).map_or(0, |last| frames.marks[last].end);
+        let next = first + self.terms.cover(&frames.marks[first..], sent);
+        if next < frames.marks.len() {
+            self.pending = Some((Arc::clone(&frames), next));
         }
-        let (frames, next) = self.pending.as_mut()?;
-        let framed = &frames.messages[*next];
-        let message = framed.message.clone();
-        self.terms.spend(framed.bytes);
-        self.at_rest = framed.position.is_some();
-        if let Some(position) = &framed.position {
+        let now = &frames.marks[first..next];
+        let last = now.last()?;
+        self.terms.spend(now.len(), last.end - sent);
+        self.at_rest = last.position.is_some();
+        if let Some(position) = now.iter().rev().find_map(|mark| mark.position.as_ref()) {
             self.subscription.from.clone_from(position);
         }
-        *next += 1;
-        if *next == frames.messages.len() {
-            self.pending = None;
-        }
-        Some(message)
+        Some((frames, first..next))
     }
 
     /// Takes what the subscriber says; what the change stream is to be told of it.
@@ -264,7 +260,7 @@ mod tests {
     }
 
     fn sent(subscriber: &mut Subscriber) -> usize {
-        std::iter::from_fn(|| subscriber.next_message()).count()
+        std::iter::from_fn(|| subscriber.next_messages()).map(|(_, messages)| messages.len()).sum()
     }
 
     #[test]

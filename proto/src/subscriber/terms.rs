@@ -1,5 +1,6 @@
 //! How much a subscriber may be sent, and what it says.
 
+use super::frames::Mark;
 use crate::v1::subscriber_message::Message;
 use crate::v1::{AcknowledgeChanges, Credit, Error};
 
@@ -46,10 +47,23 @@ impl Terms {
             || (granted && self.messages.is_none_or(|left| left > 0) && self.bytes.is_none_or(|left| left > 0))
     }
 
-    /// Notes that a message of so many bytes was sent.
-    pub fn spend(&mut self, bytes: usize) {
-        if let Some(messages) = &mut self.messages {
-            *messages = messages.saturating_sub(1);
+    /// How many messages may be sent of those whose ends are `marks`, `sent` bytes from where the first one begins.
+    pub(super) fn cover(&self, marks: &[Mark], sent: u64) -> usize {
+        if !self.allow() {
+            return 0;
+        }
+        let within =
+            |left: i64| marks.partition_point(|mark| i64::try_from(mark.end - sent).is_ok_and(|end| end < left));
+        // The message that takes the last of the bytes may be longer than they are.
+        let by_bytes = self.bytes.map_or(usize::MAX, |left| within(left).saturating_add(1));
+        let by_messages = self.messages.map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
+        marks.len().min(by_bytes).min(by_messages)
+    }
+
+    /// Notes that so many messages were sent, of so many bytes together.
+    pub fn spend(&mut self, messages: usize, bytes: u64) {
+        if let Some(left) = &mut self.messages {
+            *left = left.saturating_sub(messages as u64);
         }
         if let Some(left) = &mut self.bytes {
             *left = left.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
@@ -82,22 +96,42 @@ mod tests {
     #[test]
     fn credit_is_granted_and_spent() {
         let mut terms = Terms::default();
-        terms.spend(1 << 40);
+        terms.spend(1, 1 << 40);
         assert!(terms.allow());
         let mut terms = Terms::new("", Some(Credit { messages: 0, bytes: 0 }));
         assert!(!terms.allow());
         terms.grant(Credit { messages: 2, bytes: 0 });
-        terms.spend(1_000);
+        terms.spend(1, 1_000);
         assert!(terms.allow());
-        terms.spend(1_000);
+        terms.spend(1, 1_000);
         assert!(!terms.allow());
         terms.grant(Credit { messages: 5, bytes: 100 });
-        terms.spend(150);
+        terms.spend(1, 150);
         assert!(!terms.allow());
         terms.grant(Credit { messages: 0, bytes: 50 });
         assert!(!terms.allow());
         terms.grant(Credit { messages: 0, bytes: 1 });
         assert!(terms.allow());
+    }
+
+    #[test]
+    fn credit_covers_what_would_be_sent_one_by_one() {
+        let ends = [10, 30, 35, 100];
+        let marks = ends.map(|end| Mark { end, position: None });
+        for first in 0..ends.len() {
+            let sent = first.checked_sub(1).map_or(0, |last| ends[last]);
+            for (messages, bytes) in (0..6).flat_map(|messages| (0..110).map(move |bytes| (messages, bytes))) {
+                let terms = Terms::new("", Some(Credit { messages, bytes }));
+                let mut left = terms.clone();
+                let one_by_one = (first..ends.len()).take_while(|place| {
+                    let allowed = left.allow();
+                    left.spend(1, ends[*place] - place.checked_sub(1).map_or(0, |last| ends[last]));
+                    allowed
+                });
+                assert_eq!(terms.cover(&marks[first..], sent), one_by_one.count(), "{messages} {bytes} from {first}");
+            }
+        }
+        assert_eq!(Terms::default().cover(&marks, 0), 4);
     }
 
     #[test]

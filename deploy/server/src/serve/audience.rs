@@ -9,7 +9,6 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::extract::ws::Message;
 use dosql_proto::subscriber::{Frames, heartbeat, is_heartbeat};
 use dosql_proto::{ChangeBatch, Error, FrameFormat, SubscribeRequest};
 use futures_util::FutureExt as _;
@@ -18,7 +17,7 @@ use prost::Message as _;
 use tokio::time::Instant;
 
 use super::backend::Backend;
-use super::websocket;
+use super::socket::Wire;
 
 /// Some ten times what it takes to send a piece to one subscriber, so that most of a core is left to those who write.
 const PAUSE_A_SUBSCRIBER: Duration = Duration::from_micros(100);
@@ -34,7 +33,7 @@ const ANSWERS_BYTES: usize = 4 << 20;
 pub(super) struct Answer {
     pub(super) batch: ChangeBatch,
     bytes: usize,
-    frames: [OnceLock<Result<Arc<Frames<Message>>, Error>>; 3],
+    frames: [OnceLock<Result<Arc<Frames<Wire>>, Error>>; 3],
 }
 
 impl Answer {
@@ -47,13 +46,13 @@ impl Answer {
     ///
     /// # Errors
     /// `INTERNAL` where the batch contradicts itself.
-    pub(super) fn frames(&self, format: FrameFormat) -> Result<Arc<Frames<Message>>, Error> {
+    pub(super) fn frames(&self, format: FrameFormat) -> Result<Arc<Frames<Wire>>, Error> {
         let place = match format {
             FrameFormat::Json => 0,
             FrameFormat::Debezium => 1,
             FrameFormat::Protobuf => 2,
         };
-        let make = || Ok(Arc::new(Frames::of(&self.batch, format, now_ms())?.map(websocket::frame)));
+        let make = || Ok(Arc::new(Frames::of(&self.batch, format, now_ms())?.carried_as(Wire::of)));
         self.frames[place].get_or_init(make).clone()
     }
 }

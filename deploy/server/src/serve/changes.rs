@@ -38,33 +38,11 @@ impl Changes {
         &self.subscription
     }
 
-    /// The next changes; a batch without any is a heartbeat.
-    ///
-    /// # Errors
-    /// `UNAVAILABLE` when the server stops; what the change stream answers.
-    pub(super) async fn next(&mut self) -> Result<Arc<Answer>, Error> {
-        let backend = self.backend.clone();
-        tokio::select! {
-            outcome = self.poll() => outcome,
-            error = stopping(&backend) => Err(error),
-        }
-    }
-
-    /// Completes, with what to tell the subscriber, when the server stops.
-    pub(super) fn stopping(&self) -> impl Future<Output = Error> + use<> {
-        let backend = self.backend.clone();
-        async move { stopping(&backend).await }
-    }
-
-    /// Moves a durable subscription forward.
+    /// The next changes; a batch without any is a heartbeat. It goes on waiting when the server [stops](Self::stopping).
     ///
     /// # Errors
     /// What the change stream answers.
-    pub(super) async fn acknowledge(&self, acknowledged: AcknowledgeChanges) -> Result<(), Error> {
-        self.backend.acknowledge_changes(acknowledged).await.map(drop)
-    }
-
-    async fn poll(&mut self) -> Result<Arc<Answer>, Error> {
+    pub(super) async fn next(&mut self) -> Result<Arc<Answer>, Error> {
         let mut failures = Failures::default();
         loop {
             match self.audience.next(&self.backend, &self.subscription).await {
@@ -76,9 +54,21 @@ impl Changes {
             }
         }
     }
-}
 
-async fn stopping(backend: &Backend) -> Error {
-    backend.stopping().await;
-    Error::retryable(ErrorCode::Unavailable, "the server is stopping", 1_000)
+    /// Completes, with what to tell the subscriber, when the server stops.
+    pub(super) fn stopping(&self) -> impl Future<Output = Error> + use<> {
+        let backend = self.backend.clone();
+        async move {
+            backend.stopping().await;
+            Error::retryable(ErrorCode::Unavailable, "the server is stopping", 1_000)
+        }
+    }
+
+    /// Moves a durable subscription forward.
+    ///
+    /// # Errors
+    /// What the change stream answers.
+    pub(super) async fn acknowledge(&self, acknowledged: AcknowledgeChanges) -> Result<(), Error> {
+        self.backend.acknowledge_changes(acknowledged).await.map(drop)
+    }
 }

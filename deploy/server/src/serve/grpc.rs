@@ -205,11 +205,11 @@ impl Follower {
             let heard = tokio::select! {
                 answer = self.changes.next(), if allowed => {
                     let batch = answer?.batch.clone();
-                    self.terms.spend(batch.encoded_len());
+                    self.terms.spend(1, batch.encoded_len() as u64);
                     return Ok(Some(batch));
                 }
                 heard = hear(&mut self.said) => heard?,
-                error = stopping, if !allowed => return Err(error),
+                error = stopping => return Err(error),
             };
             match heard {
                 None => self.said = None,

@@ -10,6 +10,7 @@ mod http;
 mod listen;
 mod maintenance;
 mod shard_count;
+mod socket;
 mod websocket;
 
 use std::io::{self, Write as _};

@@ -84,8 +84,10 @@ impl Line {
 
     /// Sends what may be sent, puts down where the subscriber stands, and waits for what comes next.
     async fn step(&mut self, sockets: &Weak<Sockets>) -> Result<(), End> {
-        while let Some(message) = self.subscriber.next_message() {
-            send(&self.socket, &message).map_err(|_| End::Gone)?;
+        if let Some((frames, messages)) = self.subscriber.next_messages() {
+            for message in &frames.carried()[messages] {
+                send(&self.socket, message).map_err(|_| End::Gone)?;
+            }
         }
         let asks = self.subscriber.wants_changes();
         let stands = {

@@ -66,6 +66,27 @@ async fn joins_that_name_their_columns_once() {
 }
 
 #[tokio::test]
+async fn averages_of_all_kinds_of_values() {
+    same(
+        "averages",
+        &[
+            "CREATE TABLE a (c0, c1 INT, c2 REAL, c3 TEXT, c4)",
+            "SELECT avg(c1), avg(c2), avg(c3), avg(c4) FROM a",
+            "INSERT INTO a VALUES (1, 5, 0.5, '12', 1), (2, NULL, 2, 'x', 2.5), (3, '7', -1, '3e2z', '4'), (4, 8.25, NULL, NULL, x'35')",
+            "SELECT avg(c1), avg(c2), avg(c3), avg(c4), sum(c1), count(c2) FROM a",
+            "SELECT c0 > 2, avg(c1), avg(c2) FILTER (WHERE c1 > 5) FROM a GROUP BY 1 HAVING avg(c2) < 2 OR avg(c1) > 5",
+            "INSERT INTO a (c0, c1) VALUES (10, 9223372036854775807), (11, 9223372036854775807), (12, 9223372036854775806), (13, 9223372036854775807)",
+            "SELECT avg(c1) FROM a",
+            "SELECT avg(c1), sum(c2) FROM a WHERE c0 > 9",
+            // What no shard can take for a number is added where all rows are.
+            "INSERT INTO a (c0, c1) VALUES (20, 'none'), (21, x'3131')",
+            "SELECT avg(c1) FROM a WHERE c0 >= 20 OR c0 < 4",
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn keys_that_must_not_be_null() {
     same(
         "required",

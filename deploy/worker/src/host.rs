@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dosql_actors::{Host, ObjectStore, Payload, Settings};
+use dosql_actors::{Host, HttpError, HttpRequest, HttpResponse, ObjectStore, Payload, Settings};
 use dosql_proto::{Address, Envelope, Error, ErrorCode};
 use futures_util::future::LocalBoxFuture;
 use rusqlite::{Connection, OpenFlags};
@@ -13,6 +13,7 @@ use worker::{Delay, Env, State};
 
 use crate::alarms::Alarms;
 use crate::bucket::R2;
+use crate::http;
 use crate::pages::{self, PageStore};
 use crate::reach::Reach;
 use crate::tasks::Tasks;
@@ -126,6 +127,10 @@ impl Host for ObjectHost {
 
     fn objects(&self) -> Rc<dyn ObjectStore> {
         Rc::clone(&self.objects)
+    }
+
+    fn exchange(&self, request: HttpRequest) -> LocalBoxFuture<'static, Result<HttpResponse, HttpError>> {
+        Box::pin(http::exchange(request))
     }
 
     fn send(&self, envelope: Envelope, payload: Payload) -> LocalBoxFuture<'static, Result<Payload, Error>> {

@@ -1,8 +1,8 @@
 //! The Durable Object host: the same actors, compiled to WebAssembly, each in an object of its own.
 //!
 //! An actor's object is found by its address (`shard/shard-3`); messages travel as fetches with a protobuf body. Its SQLite
-//! keeps every page as a row of the object's storage (`pages`), object storage is an R2 bucket (`bucket`), and the Worker's
-//! entry point speaks to clients (`entry`).
+//! keeps every page as a row of the object's storage (`pages`), object storage is an R2 bucket (`bucket`), services outside are
+//! reached by `fetch` (`http`), and the Worker's entry point speaks to clients (`entry`).
 #![cfg(target_family = "wasm")]
 #![allow(missing_docs, reason = "the class macro of the `worker` crate generates methods without")]
 
@@ -11,6 +11,7 @@ mod bucket;
 mod conformance;
 mod entry;
 mod host;
+mod http;
 mod log;
 mod maintenance;
 mod object;

@@ -395,6 +395,13 @@ impl Catalog {
         self.set_status(version, "failed", error)
     }
 
+    /// Notes that a schema change is nowhere any more which was being taken back. It stays refused for what it was refused for.
+    pub(crate) fn end_undo(&self, version: i64) -> Result<(), Error> {
+        let sql = "UPDATE _dosql_ddl SET status = 'failed' WHERE version = ?1";
+        self.storage.execute(sql, [version]).map_err(sql_error)?;
+        Ok(())
+    }
+
     fn set_status(&self, version: i64, status: &str, error: &Error) -> Result<(), Error> {
         self.storage
             .execute(

@@ -237,10 +237,9 @@ impl Shared {
     /// is undone likewise.
     async fn undo(&self, version: i64, change: &Change, call: &Scope) -> Result<(), Error> {
         let Some(phase) = change.phases.first() else { return Ok(()) };
-        let (written, refused) = self.send_phase(version, 0, phase, call).await?;
+        let (written, _) = self.send_phase(version, 0, phase, call).await?;
         self.take_back(version, &written, call).await?;
-        let error = refused.unwrap_or_else(|| Error::internal("another shard had refused it"));
-        self.catalog.borrow().fail_change(version, &error)
+        self.catalog.borrow().end_undo(version)
     }
 
     /// The parts that have been applied, with the shards' LSNs, and why another was refused.

@@ -205,6 +205,7 @@ impl Aggregate<Sum, Option<f64>> for Whole {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test needs a database without an actor around it")]
 mod tests {
     use super::*;
 

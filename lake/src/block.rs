@@ -98,7 +98,7 @@ mod tests {
     fn entries_are_packed() {
         let integer = Key::Integer;
         let encoded_key = |bytes: &[u8]| Key::Encoded(bytes.to_vec());
-        let mixed = vec![
+        let mixed = [
             (integer(i64::MIN), at(7, (1 << 60) - 1)),
             (integer(-1), at(7, 0)),
             (integer(0), at(7, 1)),

@@ -32,6 +32,13 @@ pub struct SimulationConfig {
     pub object_slowness: f64,
     /// See `object_slowness`.
     pub longest_slowness: Duration,
+    /// How likely a request of a service outside fails; half of those take effect all the same.
+    pub service_errors: f64,
+    /// How likely a request of a service outside is slow: it takes effect late, and is answered late, each by up to
+    /// `longest_service_slowness`. It goes on all the same when whoever asked waits no longer.
+    pub service_slowness: f64,
+    /// See `service_slowness`.
+    pub longest_service_slowness: Duration,
     /// For how long a listing may lack an object that is new, and show one that is gone.
     pub listing_lag: Duration,
     /// The exclusive creation of an object replaces what is there. A test that is to notice lost commits must fail with it.
@@ -59,6 +66,9 @@ impl SimulationConfig {
             object_errors: 0.0,
             object_slowness: 0.0,
             longest_slowness: Duration::from_secs(1),
+            service_errors: 0.0,
+            service_slowness: 0.0,
+            longest_service_slowness: Duration::from_secs(1),
             listing_lag: Duration::ZERO,
             careless_creation: false,
             lying_sync: false,

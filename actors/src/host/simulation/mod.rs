@@ -21,6 +21,7 @@ mod network;
 mod objects;
 mod process;
 mod random;
+mod services;
 mod simulated_host;
 mod system;
 
@@ -32,8 +33,9 @@ use dosql_proto::{Address, Error, ErrorCode, Packet, PacketReply, Protocol};
 use futures_util::future::{Either, select};
 
 pub use self::config::SimulationConfig;
+pub use self::services::Outside;
 use self::system::Core;
-use crate::runtime::{Actor, Call, Payload, packet_reply};
+use crate::runtime::{Actor, Call, HttpRequest, HttpResponse, Payload, packet_reply};
 
 /// One simulated system.
 pub struct Simulation {
@@ -52,6 +54,11 @@ impl Simulation {
     /// Makes a kind of actor known: from now on messages to its addresses start it.
     pub fn register<A: Actor>(&self) {
         self.core.register::<A>();
+    }
+
+    /// Has requests whose URLs begin so answered by a service.
+    pub fn serve(&self, url: &str, service: impl Fn(&HttpRequest, &Outside<'_>) -> HttpResponse + 'static) {
+        self.core.services.add(url, Rc::new(service));
     }
 
     /// For asking the actors.
@@ -150,6 +157,10 @@ pub struct FaultCounts {
     pub object_errors: u64,
     /// Object operations that were slow.
     pub slow_objects: u64,
+    /// Requests of services outside, and their answers, that were lost.
+    pub service_errors: u64,
+    /// Requests of services outside that were slow.
+    pub slow_services: u64,
     /// Listings that lacked an object, or showed one that was gone.
     pub stale_listings: u64,
 }

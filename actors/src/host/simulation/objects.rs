@@ -34,7 +34,7 @@ impl Objects {
         self.present.borrow().iter().map(|(path, object)| (path.clone(), object.bytes.clone())).collect()
     }
 
-    fn put(&self, path: String, bytes: Bytes, now_ms: u64) {
+    pub(super) fn put(&self, path: String, bytes: Bytes, now_ms: u64) {
         let mut present = self.present.borrow_mut();
         let created_ms = present.get(&path).map_or(now_ms, |object| object.created_ms);
         present.insert(path, Object { bytes, modified_ms: now_ms, created_ms });

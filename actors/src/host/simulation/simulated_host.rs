@@ -10,10 +10,10 @@ use futures_util::future::LocalBoxFuture;
 use rusqlite::Connection;
 
 use super::executor::TaskId;
-use super::network;
 use super::objects::SimulatedObjects;
 use super::system::Core;
-use crate::runtime::{Host, ObjectStore, Payload, Settings};
+use super::{network, services};
+use crate::runtime::{Host, HttpError, HttpRequest, HttpResponse, ObjectStore, Payload, Settings};
 
 /// One life of an actor.
 pub(super) struct SimulatedHost {
@@ -65,6 +65,10 @@ impl Host for SimulatedHost {
 
     fn objects(&self) -> Rc<dyn ObjectStore> {
         Rc::new(SimulatedObjects { core: Rc::clone(&self.core) })
+    }
+
+    fn exchange(&self, request: HttpRequest) -> LocalBoxFuture<'static, Result<HttpResponse, HttpError>> {
+        services::exchange(&self.core, request)
     }
 
     fn send(&self, envelope: Envelope, payload: Payload) -> LocalBoxFuture<'static, Result<Payload, Error>> {

@@ -16,6 +16,7 @@ use super::network::unavailable;
 use super::objects::Objects;
 use super::process::{Drive, Process};
 use super::random::Random;
+use super::services::Services;
 use super::simulated_host::SimulatedHost;
 use crate::runtime::{Actor, Context, Delivery, Input, Settings, mailbox, supervise};
 
@@ -30,6 +31,7 @@ pub(super) struct Core {
     pub(super) executor: Rc<Executor>,
     pub(super) disk: Disk,
     pub(super) objects: Objects,
+    pub(super) services: Services,
     pub(super) isolated: RefCell<BTreeSet<String>>,
     pub(super) counts: Rc<Cell<FaultCounts>>,
     /// Actors killed, by kind.
@@ -54,6 +56,7 @@ impl Core {
             executor,
             disk,
             objects: Objects::default(),
+            services: Services::default(),
             isolated: RefCell::default(),
             counts,
             deaths: RefCell::default(),

@@ -1,15 +1,19 @@
 //! The lake under faults, at its hardest: its writer is killed again and again, object storage errs, is slow, and lists what is
 //! no more, while rows are written, compacted and cleaned up; in every other history a second writer commits the same changes to
-//! the same tables. In the end the mirror is the shards' rows, the change log has every change once, and nothing is left over.
+//! the same tables. In the end the mirror is the shards' rows, the change log has every change once, and nothing is left over. The
+//! same holds where a catalog keeps the tables that loses requests and answers, and carries out what was given up.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod catalog;
+#[path = "../walk/mod.rs"]
 mod walk;
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::Duration;
 
+use catalog::Catalog;
 use dosql_actors::host::simulation::{FaultCounts, SimClient, Simulation, SimulationConfig};
 use dosql_actors::{Call, Settings};
 use dosql_proto::{
@@ -32,6 +36,8 @@ const SECOND: &str = "second";
 /// Longest time that any operation on an object takes, and how many of them a commit under way waits for at most.
 const SLOW_MS: u64 = 400;
 const ORPHAN_AGE_MS: u64 = 12_000;
+/// How long a catalog's request takes to arrive, and its answer, at most.
+const LONGEST_SERVICE_SLOWNESS: Duration = Duration::from_secs(25);
 
 fn settings() -> Settings {
     Settings {
@@ -66,6 +72,18 @@ fn stormy() -> SimulationConfig {
     }
 }
 
+/// With a catalog, which takes longer than the lake's writer waits for it now and then.
+fn stormy_with_catalog() -> SimulationConfig {
+    let calm = stormy();
+    SimulationConfig {
+        settings: Settings { lake_catalog: Some(catalog::settings()), ..calm.settings },
+        service_errors: 0.1,
+        service_slowness: 0.1,
+        longest_service_slowness: LONGEST_SERVICE_SLOWNESS,
+        ..calm
+    }
+}
+
 /// What happened in a history.
 #[derive(Debug, Default)]
 struct Told {
@@ -76,6 +94,9 @@ struct Told {
     cleaned: u64,
     /// Records that the second writer was given.
     delivered: u64,
+    /// Commits that a catalog made, and that it refused.
+    committed: u64,
+    refused: u64,
 }
 
 /// A history that is being made.
@@ -282,6 +303,9 @@ fn check_left_over(simulation: &Simulation) -> Result<(), Failure> {
 
 fn history(seed: u64, config: SimulationConfig) -> Result<Told, Failure> {
     let simulation = system(seed, config)?;
+    let catalog = Rc::new(Catalog::default());
+    let serving = Rc::clone(&catalog);
+    simulation.serve(catalog::URI, move |request, outside| serving.answer(request, outside));
     let world = World {
         simulation: &simulation,
         client: simulation.client(),
@@ -304,7 +328,7 @@ fn history(seed: u64, config: SimulationConfig) -> Result<Told, Failure> {
     let (written, maintained, killed, delivered) =
         simulation.block_on(join4(writing, world.maintain(), world.kill(), world.deliver()));
     maintained.and(killed).and(delivered)?;
-    simulation.quiesce(Duration::from_secs(30));
+    simulation.quiesce(Duration::from_secs(30) + 2 * LONGEST_SERVICE_SLOWNESS);
     checks::check(&simulation, &client.histories, written)?;
     simulation.block_on(world.finish()).map_err(stopped("the end"))?;
     checks::check(&simulation, &client.histories, Ok(()))?;
@@ -315,7 +339,28 @@ fn history(seed: u64, config: SimulationConfig) -> Result<Told, Failure> {
         compactions: world.compactions.get(),
         cleaned: world.cleaned.get(),
         delivered: world.delivered.get(),
+        committed: catalog.committed.get(),
+        refused: catalog.refused.get(),
     })
+}
+
+/// A number of what happened in a history.
+type Count = fn(&Told) -> u64;
+
+/// Fails where less happened in the histories than it takes to prove something.
+fn check_enough(told: &[Told], least: &[(&str, Count, u64)]) {
+    let number = told.len() as u64;
+    let counts: Vec<_> =
+        least.iter().map(|(what, count, least)| (what, told.iter().map(count).sum::<u64>(), least)).collect();
+    println!("{number} histories: {counts:?}");
+    if number >= 50 {
+        for (what, count, least) in counts {
+            assert!(
+                count >= *least,
+                "{number} histories saw {count} {what}, fewer than {least}: they prove too little"
+            );
+        }
+    }
 }
 
 #[test]
@@ -323,22 +368,36 @@ fn the_lake_has_everything_once_through_storms() {
     let seeds = seeds(100);
     let told = histories(&seeds, |seed| history(seed, stormy()));
     let number = seeds.len() as u64;
-    let sum = |count: fn(&Told) -> u64| told.iter().map(count).sum::<u64>();
-    let counts = BTreeMap::from([
-        ("deaths of the lake", (sum(|told| told.deaths), 4 * number)),
-        ("failed object operations", (sum(|told| told.faults.object_errors), 3 * number)),
-        ("slow object operations", (sum(|told| told.faults.slow_objects), 4 * number)),
-        ("stale listings", (sum(|told| told.faults.stale_listings), number / 2)),
-        ("compactions", (sum(|told| told.compactions), 3 * number)),
-        ("objects cleaned up", (sum(|told| told.cleaned), 4 * number)),
-        ("records given to the second writer", (sum(|told| told.delivered), 8 * number)),
-    ]);
-    println!("{number} histories: {counts:?}");
-    if number >= 50 {
-        for (what, (count, least)) in counts {
-            assert!(count >= least, "{number} histories saw {count} {what}, fewer than {least}: they prove too little");
-        }
-    }
+    check_enough(
+        &told,
+        &[
+            ("deaths of the lake", |told| told.deaths, 4 * number),
+            ("failed object operations", |told| told.faults.object_errors, 3 * number),
+            ("slow object operations", |told| told.faults.slow_objects, 4 * number),
+            ("stale listings", |told| told.faults.stale_listings, number / 2),
+            ("compactions", |told| told.compactions, 3 * number),
+            ("objects cleaned up", |told| told.cleaned, 4 * number),
+            ("records given to the second writer", |told| told.delivered, 8 * number),
+        ],
+    );
+}
+
+#[test]
+fn a_lake_in_a_catalog_has_everything_once_through_storms() {
+    let seeds = seeds(50);
+    let told = histories(&seeds, |seed| history(seed, stormy_with_catalog()));
+    let number = seeds.len() as u64;
+    check_enough(
+        &told,
+        &[
+            ("deaths of the lake", |told| told.deaths, 4 * number),
+            ("lost requests and answers", |told| told.faults.service_errors, 3 * number),
+            ("slow requests", |told| told.faults.slow_services, 3 * number),
+            ("commits", |told| told.committed, 5 * number),
+            ("refused commits", |told| told.refused, number / 2),
+            ("compactions", |told| told.compactions, number),
+        ],
+    );
 }
 
 /// The test can fail: where a metadata version that another writer has just created is replaced, its rows are missed.

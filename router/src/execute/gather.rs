@@ -49,7 +49,7 @@ impl Shared {
             };
             let outcome = outcome.map_err(|error| self.explain_full(error));
             match (outcome, &gather.fallback) {
-                // Partial sums may overflow where the whole does not, or the other way round.
+                // Partial sums may overflow where the whole does not, or the other way round; partial means take numbers alone.
                 (Err(error), Some(fallback))
                     if ["integer overflow", sql_mean::NOT_A_NUMBER].iter().any(|why| error.message.contains(why)) =>
                 {

@@ -13,10 +13,10 @@ pub mod probe;
 pub mod runtime;
 pub mod shard;
 pub mod sql_hooks;
-pub mod sql_mean;
 pub mod sql_memory;
 pub mod sql_name;
 pub mod sql_order;
+pub mod sql_sum;
 pub mod sql_value;
 #[cfg(test)]
 mod test_world;

@@ -28,8 +28,8 @@ use super::guard::{Guard, MAX_SQL_BYTES, check_text, may_roll_back, own_sql};
 use super::log::{Keep, Log};
 use super::schema::Schema;
 use crate::runtime::Context;
-use crate::sql_mean;
 use crate::sql_name::quote;
+use crate::sql_sum;
 use crate::sql_value::{self, Param, sql_error};
 
 /// Most bytes of rows that one request's statements may return together.
@@ -86,7 +86,7 @@ impl Store {
         let mut connection = context.open_storage()?;
         connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
         connection.execute_batch("PRAGMA foreign_keys = ON").map_err(sql_error)?;
-        sql_mean::define_part(&connection).map_err(sql_error)?;
+        sql_sum::define_part(&connection).map_err(sql_error)?;
         let guard = Guard::install(&mut connection, context)?;
         let (log, schema, sequences, writer, member) = {
             let _own = guard.own();

@@ -3,8 +3,8 @@
 use std::cell::Cell;
 
 use dosql_actors::sql_hooks;
-use dosql_actors::sql_mean;
 use dosql_actors::sql_memory::{Footprint, footprint};
+use dosql_actors::sql_sum;
 use dosql_actors::sql_value::{self, Param, sql_error};
 use dosql_proto::{Error, ErrorCode, QueryStats, Row, Statement, StepStats, Value};
 use futures_util::stream::{self, StreamExt};
@@ -49,10 +49,8 @@ impl Shared {
             };
             let outcome = outcome.map_err(|error| self.explain_full(error));
             match (outcome, &gather.fallback) {
-                // Partial sums may overflow where the whole does not, or the other way round; partial means take numbers alone.
-                (Err(error), Some(fallback))
-                    if ["integer overflow", sql_mean::NOT_A_NUMBER].iter().any(|why| error.message.contains(why)) =>
-                {
+                // Whether integers overflow depends on the order of the rows.
+                (Err(error), Some(fallback)) if error.message.contains(sql_sum::OVERFLOW) => {
                     return Box::pin(self.gather(fallback, reading, call)).await;
                 }
                 (Err(error), _) if self.begins_again(attempt, &error, call) => {
@@ -101,7 +99,7 @@ impl Shared {
         sql_hooks::end_statements(&mut scratch, &self.context, move |context| {
             sql_hooks::is_past(deadline_ms, context) || context.is_abandoned()
         })?;
-        sql_mean::define_whole(&scratch).map_err(sql_error)?;
+        sql_sum::define_wholes(&scratch).map_err(sql_error)?;
         scratch.execute_batch("PRAGMA foreign_keys = OFF; BEGIN").map_err(sql_error)?;
         Ok(scratch)
     }

@@ -31,6 +31,7 @@ mod show;
 mod staged;
 mod strict;
 mod transact;
+mod values;
 mod write;
 
 use std::cell::{Cell, RefCell};

@@ -3,15 +3,15 @@
 
 use std::rc::Rc;
 
-use dosql_proto::{BatchResponse, Error, ErrorCode, ExecuteResponse, ShardExecuted, Statement, StatementResult, Value};
-use sqlparser::ast::{Expr, SetExpr, Value as Literal};
+use dosql_proto::{BatchResponse, Error, ErrorCode, ExecuteResponse, ShardExecuted, Statement, StatementResult};
 
 use super::selected::add;
 use super::shards::executed;
 use super::transact::Work;
+use super::values::Grouping;
 use super::{Scope, Shared, check_count};
 use crate::catalog::unsupported;
-use crate::plan::{Insert, InsertSource, KeySource, Plan, Read, Step, Target, rows_of};
+use crate::plan::{InsertSource, KeySource, Plan, Read, Step, Target};
 use crate::sql_text;
 
 /// How often a statement is run whose rowids turn out to be taken.
@@ -82,6 +82,9 @@ impl Shared {
                 {
                     attempt += 1;
                 }
+                (Err(error), Step::Insert(insert)) if self.may_hide_an_earlier(error, insert, call) => {
+                    return self.insert_in_order((insert, plan), &statement.params, error, request_id, call).await;
+                }
                 _ => return done,
             }
         }
@@ -137,7 +140,8 @@ impl Shared {
                 InsertSource::Select { .. } => {
                     return self.insert_selected(insert, plan, &params, request_id, call).await;
                 }
-                InsertSource::Values => match self.split_values(insert, params.clone(), call).await? {
+                InsertSource::Values => match self.split_values(insert, params.clone(), Grouping::ByShard, call).await?
+                {
                     Some(parts) => (parts, insert.is_reference()),
                     None => {
                         let staged =
@@ -187,76 +191,6 @@ impl Shared {
             .await;
         let applied = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
         outcomes.into_iter().collect::<Result<_, Error>>().map_err(|error| partial(error, applied, count))
-    }
-
-    /// The statements for each shard of an INSERT of VALUES, row by row; `None` where it must be worked out here.
-    async fn split_values(
-        &self,
-        insert: &Insert,
-        mut params: Vec<Value>,
-        call: &Scope,
-    ) -> Result<Option<Vec<(usize, Vec<Statement>)>>, Error> {
-        let keys = insert.keys.as_ref().ok_or_else(|| Error::internal("VALUES without keys"))?;
-        for given in &insert.given_rowids {
-            if self.key_value(given, &params)?.is_null() {
-                return Ok(None);
-            }
-        }
-        let mut split: Vec<Vec<usize>> = vec![Vec::new(); self.catalog.borrow().shards.len()];
-        // Keys that were evaluated here, so that the shard does not evaluate them to something else.
-        let mut evaluated = Vec::new();
-        let mut whole = (&insert.tree, &insert.sql);
-        if let Some(rowids) = &insert.rowids {
-            let first = self.take_rowids(&rowids.table, keys.values.len(), call).await?;
-            params.truncate(rowids.parameters);
-            params.extend((0..keys.values.len() as i64).map(|row| Value::from(first.saturating_add(row))));
-            whole = (&rowids.tree, &rowids.sql);
-        }
-        let (tree, sql) = whole;
-        for (row, key) in keys.values.iter().enumerate() {
-            let value = self.key_value(key, &params)?;
-            if insert.key_is_rowid && value.is_null() {
-                return Ok(None);
-            }
-            split[self.shard_for(&value, keys)?].push(row);
-            if let KeySource::Expression(text) = key {
-                params.push(value);
-                evaluated.push((row, text.clone(), params.len()));
-            }
-        }
-        let mut parts: Vec<(usize, Vec<usize>)> =
-            split.into_iter().enumerate().filter(|(_, rows)| !rows.is_empty()).collect();
-        if evaluated.is_empty() && parts.len() == 1 {
-            let (shard, _) = parts.remove(0);
-            return Ok(Some(vec![(shard, vec![Statement { sql: sql.clone(), params }])]));
-        }
-        if parts.len() > 1 && insert.otherwise.is_some() && tree.returning.is_some() {
-            return Ok(None);
-        }
-        let all = tree.source.as_deref().and_then(rows_of).ok_or_else(|| Error::internal("VALUES without rows"))?;
-        parts
-            .into_iter()
-            .map(|(shard, rows)| {
-                let mut tree = tree.clone();
-                let Some(SetExpr::Values(values)) = tree.source.as_mut().map(|source| source.body.as_mut()) else {
-                    return Err(Error::internal("VALUES without rows"));
-                };
-                values.rows = rows.iter().map(|row| all[*row].clone()).collect();
-                for (place, row) in rows.iter().enumerate() {
-                    for (_, text, number) in evaluated.iter().filter(|(evaluated, ..)| evaluated == row) {
-                        for expression in &mut values.rows[place].content {
-                            if expression.to_string() == *text {
-                                *expression = Expr::value(Literal::Placeholder(format!("?{number}")));
-                                break;
-                            }
-                        }
-                    }
-                }
-                let (sql, params) = sql_text::compact_parameters(&tree.to_string(), &params);
-                Ok((shard, vec![Statement { sql, params }]))
-            })
-            .collect::<Result<_, Error>>()
-            .map(Some)
     }
 
     /// Runs several statements as one transaction.
@@ -414,7 +348,8 @@ impl Shared {
                     .is_some_and(|keys| keys.values.iter().any(|key| matches!(key, KeySource::Expression(_))));
                 match insert.source {
                     InsertSource::Values if !computed => {
-                        let parts = self.split_values(insert, statement.params.clone(), call).await?;
+                        let parts =
+                            self.split_values(insert, statement.params.clone(), Grouping::ByShard, call).await?;
                         parts.map(|parts| parts.into_iter().map(|(shard, _)| shard).collect())
                     }
                     _ => None,

@@ -5,7 +5,7 @@
 
 use std::ops::ControlFlow;
 
-use dosql_actors::sql_mean;
+use dosql_actors::sql_sum;
 use sqlparser::ast::{
     Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Ident, ObjectName, OrderByKind,
     Query, Select, SelectItem, SetExpr, TableFactor, TableWithJoins, VisitMut, VisitorMut, visit_expressions_mut,
@@ -21,17 +21,17 @@ use crate::affinity::{Affinity, Collation};
 /// The scratch table of partial results.
 const PARTIAL: &str = "_dosql_partial";
 
-/// What `avg` is made of.
+/// What `sum`, `total` and `avg` are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Averages {
-    /// One aggregate that shards have for it, where all values are numbers or as good as.
+pub(super) enum Sums {
+    /// The one aggregate that shards have for them all.
     OfParts,
-    /// `sum` and `count`, which everything has.
+    /// Those of the rows' own, and `count`, which everything has.
     OfSums,
 }
 
 struct Merge<'a> {
-    averages: Averages,
+    sums: Sums,
     from: &'a FromClause<'a>,
     select: &'a Select,
     /// Grouping expressions, normalised.
@@ -46,7 +46,7 @@ pub(super) fn plan(
     select: &Select,
     from: &FromClause<'_>,
     target: Target,
-    averages: Averages,
+    sums: Sums,
 ) -> Option<Gather> {
     let distinct = select.distinct.is_some();
     if distinct && !plain_distinct(select) {
@@ -68,7 +68,7 @@ pub(super) fn plan(
         }
         pushed_distinct = "DISTINCT ";
     }
-    let mut merge = Merge { averages, from, select, groups: Vec::new(), partials: Vec::new() };
+    let mut merge = Merge { sums, from, select, groups: Vec::new(), partials: Vec::new() };
     let mut definitions = Vec::new();
     let mut pushed = Vec::new();
     for (index, term) in terms.iter().enumerate() {
@@ -267,18 +267,22 @@ impl Merge<'_> {
             return None;
         }
         let text = function.to_string();
+        let over =
+            |name: &str| Function { name: ObjectName::from(vec![Ident::new(name)]), ..function.clone() }.to_string();
+        let whole = match (self.sums, name) {
+            (Sums::OfParts, "sum") => Some(sql_sum::SUM),
+            (Sums::OfParts, "total") => Some(sql_sum::TOTAL),
+            (Sums::OfParts, "avg") => Some(sql_sum::MEAN),
+            _ => None,
+        };
+        if let Some(whole) = whole {
+            return Some(format!("{whole}({})", self.partial(over(sql_sum::PART), Collation::Binary)));
+        }
         Some(match name {
             "count" => format!("COALESCE(SUM({}), 0)", self.partial(text, Collation::Binary)),
             "sum" => format!("SUM({})", self.partial(text, Collation::Binary)),
             "total" => format!("TOTAL({})", self.partial(text, Collation::Binary)),
             "avg" => {
-                let over = |name: &str| {
-                    Function { name: ObjectName::from(vec![Ident::new(name)]), ..function.clone() }.to_string()
-                };
-                if self.averages == Averages::OfParts && argument.is_some_and(|argument| self.holds_numbers(argument)) {
-                    let part = self.partial(over(sql_mean::PART), Collation::Binary);
-                    return Some(format!("{}({part})", sql_mean::WHOLE));
-                }
                 let sum = self.partial(over("SUM"), Collation::Binary);
                 let count = self.partial(over("COUNT"), Collation::Binary);
                 format!("(CAST(SUM({sum}) AS REAL) / SUM({count}))")
@@ -302,16 +306,6 @@ impl Merge<'_> {
                 format!("{}({})", name.to_ascii_uppercase(), self.partial(text, collation))
             }
             _ => return None,
-        })
-    }
-}
-
-impl Merge<'_> {
-    /// Whether an expression is a column that turns what looks like a number into one.
-    fn holds_numbers(&self, expression: &Expr) -> bool {
-        predicate::column_of(expression, &self.from.tables).is_some_and(|(table, index)| {
-            let column = &self.from.tables[table].table.shape.columns[index];
-            matches!(column.affinity, Affinity::Numeric | Affinity::Real)
         })
     }
 }

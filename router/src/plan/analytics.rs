@@ -136,7 +136,7 @@ fn aggregates(query: &Query, catalog: &Catalog, prepared: &Prepared) -> Option<(
     if !fits {
         return None;
     }
-    let gather = aggregate::plan(query, select, &from, Target::All, aggregate::Averages::OfSums)?;
+    let gather = aggregate::plan(query, select, &from, Target::All, aggregate::Sums::OfSums)?;
     let [input] = gather.inputs.as_slice() else { return None };
     Some((aggregate_input(input, table, &from)?, gather.finish))
 }

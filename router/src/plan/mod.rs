@@ -127,7 +127,7 @@ pub(crate) struct Gather {
     pub(crate) views: Vec<String>,
     /// Runs in the scratch database; its parameters are numbered.
     pub(crate) finish: String,
-    /// What to do where this fails on an integer overflow that the whole would not have, or on a value that only SQLite averages.
+    /// What to do where this fails on an integer overflow, which the rows in their own order may not have.
     pub(crate) fallback: Option<Box<Gather>>,
 }
 

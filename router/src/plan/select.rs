@@ -93,7 +93,7 @@ pub(super) fn read(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Result<
             }
             if !prepared.uses.volatile() {
                 let pushed = if aggregated || select.distinct.is_some() {
-                    aggregate::plan(query, select, &from, target, aggregate::Averages::OfParts)
+                    aggregate::plan(query, select, &from, target, aggregate::Sums::OfParts)
                 } else {
                     let otherwise = || {
                         top(&numbered, query, select, &from, target.clone(), prepared)

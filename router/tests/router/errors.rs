@@ -42,6 +42,34 @@ async fn bad_statements_get_their_codes() {
 }
 
 #[tokio::test]
+async fn the_first_row_that_fails_is_told_of() {
+    let database = Database::new("first-row", 3, VSCHEMA, AutoShard::Off);
+    database.execute("CREATE TABLE t (k INT NOT NULL, v INT NOT NULL, w INT CHECK (w > 0))", &[]).await.unwrap();
+    database.execute("CREATE TABLE u (k INT, name TEXT UNIQUE, w INT CHECK (w > 0))", &[]).await.unwrap_err();
+    let of_u = "ALTER VSCHEMA ON u ADD VINDEX u_by_name(name) USING lookup_unique WITH table=u_by_name";
+    database.execute(of_u, &[]).await.unwrap();
+    database.execute("CREATE TABLE u (k INT, name TEXT UNIQUE, w INT CHECK (w > 0))", &[]).await.unwrap();
+    database.execute("INSERT INTO u VALUES (1, 'taken', 1)", &[]).await.unwrap();
+    for (table, one, other) in [
+        ("t", ("({k}, NULL, 1)", "t.v"), ("({k}, 1, -1)", "w > 0")),
+        ("u", ("({k}, 'taken', 1)", "u.name"), ("({k}, 'new {k}', -1)", "w > 0")),
+    ] {
+        for first in 0..6 {
+            let row = |number: i32| {
+                let (form, _) = if number % 2 == 0 { one } else { other };
+                form.replace("{k}", &number.to_string())
+            };
+            let rows: Vec<String> = (first..first + 6).map(row).collect();
+            let (_, expected) = if first % 2 == 0 { one } else { other };
+            let sql = format!("INSERT INTO {table} VALUES {}", rows.join(", "));
+            let error = database.execute(&sql, &[]).await.unwrap_err();
+            assert_eq!(error.code(), ErrorCode::Constraint, "{sql}: {error}");
+            assert!(error.message.contains(expected), "{sql}: {error}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn batches_are_atomic_on_one_shard_and_on_several() {
     let database = Database::new("batch", 4, VSCHEMA, AutoShard::Off);
     database.execute("CREATE TABLE t (k INT, v INT CHECK (v > 0))", &[]).await.unwrap();

@@ -176,7 +176,8 @@ impl Host for TestHost {
         let Some(mailbox) = mailbox.filter(|_| !lost) else { return async move { Err(unavailable()) }.boxed_local() };
         *self.world.delivered.borrow_mut().entry(to.kind).or_default() += 1;
         let (reply, answer) = oneshot::channel();
-        mailbox.deliver(Input::Message(Delivery { envelope, payload: Payload::Encoded(payload.into_bytes()), reply }));
+        let payload = Payload::Encoded(payload.into_bytes());
+        mailbox.deliver(Input::Message(Box::new(Delivery { envelope, payload, reply })));
         async move {
             let payload = answer.await.unwrap_or_else(|_| Err(unavailable()))?;
             Ok(Payload::Encoded(payload.into_bytes()))

@@ -10,7 +10,7 @@ use std::fmt::Write;
 
 use dosql_proto::Value;
 
-use crate::sql_text::{Token, leading_words, tokens};
+use crate::sql_text::{Token, tokens};
 
 /// Longer statements are left as they are.
 const LONGEST_TEXT: usize = 16 << 10;
@@ -61,14 +61,17 @@ pub(crate) fn lift(sql: &str) -> Option<Lifted> {
     if sql.len() > LONGEST_TEXT {
         return None;
     }
-    let words = leading_words(sql, 1);
-    if !LIFTABLE.contains(&words.first()?.as_str()) {
+    // Room for short tokens, so that it seldom grows.
+    let mut all: Vec<(Token, &str)> = Vec::with_capacity(sql.len() / 2);
+    all.extend(tokens(sql));
+    let mut significant: Vec<usize> = Vec::with_capacity(all.len());
+    significant.extend((0..all.len()).filter(|index| all[*index].0 != Token::Space));
+    let (first, word) = all[*significant.first()?];
+    if first != Token::Word || !LIFTABLE.iter().any(|known| word.eq_ignore_ascii_case(known)) {
         return None;
     }
-    let all: Vec<(Token, &str)> = tokens(sql).collect();
     let numbers = numbers(&all);
     let given = numbers.iter().flatten().max().copied().unwrap_or(0);
-    let significant: Vec<usize> = (0..all.len()).filter(|index| all[*index].0 != Token::Space).collect();
     let mut text = String::with_capacity(sql.len() + 8);
     let mut lifted: Vec<(&str, Value)> = Vec::new();
     let mut levels = vec![START];
@@ -81,7 +84,7 @@ pub(crate) fn lift(sql: &str) -> Option<Lifted> {
         let before = &significant[..place];
         let after = significant.get(place + 1).map(|index| all[*index]);
         place += 1;
-        if let Some(number) = numbers[index] {
+        if let Some(number) = numbers.get(index).copied().flatten() {
             let _ = write!(text, "?{number}");
             continue;
         }
@@ -132,8 +135,11 @@ pub(crate) fn lift(sql: &str) -> Option<Lifted> {
     (!values.is_empty()).then_some(Lifted { text, given, values })
 }
 
-/// Each token's parameter number, as SQLite counts.
+/// Each token's parameter number, as SQLite counts; nothing where there are no parameters.
 fn numbers(all: &[(Token, &str)]) -> Vec<Option<usize>> {
+    if all.iter().all(|(token, _)| *token != Token::Parameter) {
+        return Vec::new();
+    }
     let mut names: HashMap<&str, usize> = HashMap::new();
     let mut last = 0;
     all.iter()
@@ -206,14 +212,16 @@ fn operand(all: &[(Token, &str)], before: &[usize], level: Level) -> bool {
         Token::Symbol if matches!(text, "(" | ",") => level.list,
         Token::Symbol if matches!(text, "=" | "<" | ">") => {
             // The operator, and what it compares with: two literals fold.
-            let mut operator = String::new();
             let mut back = 1;
-            while let Some((Token::Symbol, symbol)) = at(back)
-                && matches!(symbol, "=" | "<" | ">" | "!" | "-")
-            {
-                operator.insert_str(0, symbol);
+            while let Some((Token::Symbol, "=" | "<" | ">" | "!" | "-")) = at(back) {
                 back += 1;
             }
+            let symbol = |back: usize| at(back).map_or("", |(_, symbol)| symbol);
+            let comparison = match back {
+                2 => matches!(symbol(1), "=" | "<" | ">"),
+                3 => matches!((symbol(2), symbol(1)), ("=" | "<" | ">" | "!", "=") | ("<", ">")),
+                _ => false,
+            };
             let literal = match at(back) {
                 Some((Token::Quoted, text)) => text.starts_with('\''),
                 Some((Token::Word, text)) => {
@@ -222,7 +230,7 @@ fn operand(all: &[(Token, &str)], before: &[usize], level: Level) -> bool {
                 Some(_) => false,
                 None => true,
             };
-            matches!(operator.as_str(), "=" | "==" | "<" | ">" | "<=" | ">=" | "<>" | "!=") && !literal
+            comparison && !literal
         }
         _ => false,
     }

@@ -36,25 +36,27 @@ impl<'a> Iterator for Tokens<'a> {
         let bytes = rest.as_bytes();
         let first = *bytes.first()?;
         let word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_' || *byte == b'$' || *byte >= 0x80;
-        let run = |from: usize, accept: &dyn Fn(&u8) -> bool| {
-            bytes[from..].iter().position(|byte| !accept(byte)).map_or(bytes.len(), |length| from + length)
-        };
         let (token, length) = match first {
-            b' ' | b'\t' | b'\n' | b'\r' | 0x0c => (Token::Space, run(1, &|byte| byte.is_ascii_whitespace())),
-            b'-' if bytes.get(1) == Some(&b'-') => (Token::Space, run(2, &|byte| *byte != b'\n')),
+            b' ' | b'\t' | b'\n' | b'\r' | 0x0c => (Token::Space, run(bytes, 1, u8::is_ascii_whitespace)),
+            b'-' if bytes.get(1) == Some(&b'-') => (Token::Space, run(bytes, 2, |byte| *byte != b'\n')),
             b'/' if bytes.get(1) == Some(&b'*') => {
                 (Token::Space, rest[2..].find("*/").map_or(rest.len(), |end| end + 4))
             }
             b'\'' | b'"' | b'`' => (Token::Quoted, quoted(bytes, first)),
             b'[' => (Token::Quoted, rest.find(']').map_or(rest.len(), |end| end + 1)),
-            b'?' => (Token::Parameter, run(1, &|byte: &u8| byte.is_ascii_digit())),
-            b':' | b'@' | b'$' | b'#' if bytes.get(1).is_some_and(word) => (Token::Parameter, run(1, &word)),
-            _ if word(&first) => (Token::Word, run(1, &word)),
+            b'?' => (Token::Parameter, run(bytes, 1, u8::is_ascii_digit)),
+            b':' | b'@' | b'$' | b'#' if bytes.get(1).is_some_and(word) => (Token::Parameter, run(bytes, 1, word)),
+            _ if word(&first) => (Token::Word, run(bytes, 1, word)),
             _ => (Token::Symbol, 1),
         };
         self.at += length;
         Some((token, &rest[..length]))
     }
+}
+
+/// Where the bytes from `from` on are first not such.
+fn run(bytes: &[u8], from: usize, are_such: impl Fn(&u8) -> bool) -> usize {
+    bytes[from..].iter().position(|byte| !are_such(byte)).map_or(bytes.len(), |length| from + length)
 }
 
 fn quoted(bytes: &[u8], quote: u8) -> usize {

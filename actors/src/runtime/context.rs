@@ -268,8 +268,10 @@ impl Context {
         let envelope = Envelope { deadline_ms, ..envelope };
         let name = name.to_owned();
         let host = Rc::clone(&self.host);
+        // Boxed before it would become a part of the future, which is moved.
+        let payload = Payload::typed(request);
         async move {
-            let sent = host.send(envelope, Payload::typed(request));
+            let sent = host.send(envelope, payload);
             let payload = if deadline_ms == 0 {
                 sent.await?
             } else {

@@ -93,8 +93,8 @@ pub struct Delivery {
 
 /// What a mailbox holds.
 pub enum Input {
-    /// A message.
-    Message(Delivery),
+    /// A message: boxed, since it changes hands several times.
+    Message(Box<Delivery>),
     /// The alarm has fired.
     Alarm,
 }

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use dosql_proto::{Error, ErrorCode, Protocol};
 use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
 use prost::Message;
 
 use super::asker::ReplySender;
-use super::{Actor, Call, Context, Delivery, Handled, Input, Payload};
+use super::{Actor, Call, Context, Delivery, Handled, Input, Payload, ToTheEnd};
 
 /// First pause before a restart; doubles with each failure in a row, up to [`LONGEST_PAUSE`].
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
@@ -85,13 +86,20 @@ pub async fn supervise<A: Actor>(context: Context, mailbox: MailboxReceiver) {
     }
 }
 
+/// What came of a message, until it is let out.
+enum Held<R> {
+    Reply(Result<Payload, Error>),
+    Later(LocalBoxFuture<'static, Result<R, Error>>),
+    WhileAsked(LocalBoxFuture<'static, Result<R, Error>>, ToTheEnd),
+}
+
 enum Ended {
     Closed,
     Crashed(Error),
 }
 
 async fn drive<A: Actor>(mut actor: A, context: &Context, mailbox: &MailboxReceiver, pause: &mut Duration) -> Ended {
-    let mut group: Vec<(ReplySender, Handled<_>)> = Vec::new();
+    let mut group: Vec<(ReplySender, Held<_>)> = Vec::new();
     loop {
         let Ok(first) = mailbox.inputs.recv().await else { return Ended::Closed };
         let mut next = Some(first);
@@ -99,7 +107,7 @@ async fn drive<A: Actor>(mut actor: A, context: &Context, mailbox: &MailboxRecei
         while let Some(input) = next.take() {
             match input {
                 Input::Message(delivery) => {
-                    if let Some(handled) = handle(&mut actor, context, delivery, &mut group).await {
+                    if let Some(handled) = handle(&mut actor, context, *delivery, &mut group).await {
                         crashed = Some(handled);
                         break;
                     }
@@ -128,8 +136,8 @@ async fn drive<A: Actor>(mut actor: A, context: &Context, mailbox: &MailboxRecei
             return Ended::Crashed(error);
         }
         *pause = SHORTEST_PAUSE;
-        for (reply, handled) in group.drain(..) {
-            release(context, reply, handled);
+        for (reply, held) in group.drain(..) {
+            release(context, reply, held);
         }
     }
 }
@@ -139,14 +147,14 @@ async fn handle<A: Actor>(
     actor: &mut A,
     context: &Context,
     delivery: Delivery,
-    group: &mut Vec<(ReplySender, Handled<<A::Protocol as Protocol>::Reply>)>,
+    group: &mut Vec<(ReplySender, Held<<A::Protocol as Protocol>::Reply>)>,
 ) -> Option<Error> {
     let Delivery { envelope, payload, reply } = delivery;
     let call = Call::from_envelope(envelope);
     if call.deadline_ms != 0 && call.deadline_ms < context.now_ms() {
         let error =
             Error::retryable(ErrorCode::DeadlineExceeded, "the deadline passed before the message was handled", 0);
-        group.push((reply, Handled::Reply(Err(error))));
+        group.push((reply, Held::Reply(Err(error))));
         return None;
     }
     match payload.take() {
@@ -154,38 +162,33 @@ async fn handle<A: Actor>(
             context.asker.begin(reply);
             let handled = actor.handle(request, &call).await;
             let reply = context.asker.end()?;
-            match handled {
-                Handled::Crash(error) => {
-                    group.push((reply, Handled::Reply(Err(error.clone()))));
-                    Some(error)
-                }
-                handled => {
-                    group.push((reply, handled));
-                    None
-                }
-            }
+            let (held, crash) = match handled {
+                Handled::Reply(outcome) => (Held::Reply(outcome.map(Payload::typed)), None),
+                Handled::Later(future) => (Held::Later(future), None),
+                Handled::WhileAsked(future, to_the_end) => (Held::WhileAsked(future, to_the_end), None),
+                Handled::Crash(error) => (Held::Reply(Err(error.clone())), Some(error)),
+            };
+            group.push((reply, held));
+            crash
         }
         Err(error) => {
-            group.push((reply, Handled::Reply(Err(error))));
+            group.push((reply, Held::Reply(Err(error))));
             None
         }
     }
 }
 
-fn release<R: Message + 'static>(context: &Context, reply: ReplySender, handled: Handled<R>) {
-    match handled {
-        Handled::Reply(outcome) => {
-            let _ = reply.send(outcome.map(Payload::typed));
+fn release<R: Message + 'static>(context: &Context, reply: ReplySender, held: Held<R>) {
+    match held {
+        Held::Reply(outcome) => {
+            // Nobody may be waiting any more, which is their right.
+            let _ = reply.send(outcome);
         }
-        Handled::Later(future) => context.spawn(async move {
+        Held::Later(future) => context.spawn(async move {
             let _ = reply.send(future.await.map(Payload::typed));
         }),
-        Handled::WhileAsked(future, to_the_end) => {
+        Held::WhileAsked(future, to_the_end) => {
             context.spawn(context.asker.clone().answer(reply, future, to_the_end, Payload::typed));
-        }
-        // `handle` turns a crash into a plain reply before it gets here.
-        Handled::Crash(error) => {
-            let _ = reply.send(Err(error));
         }
     }
 }

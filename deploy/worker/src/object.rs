@@ -152,7 +152,7 @@ impl Object {
 /// Puts a message into an actor's mailbox and waits for the answer.
 pub(crate) async fn deliver(mailbox: &Mailbox, envelope: Envelope, payload: Payload) -> Result<Payload, Error> {
     let (reply, answer) = oneshot::channel();
-    mailbox.deliver(Input::Message(Delivery { envelope, payload, reply }));
+    mailbox.deliver(Input::Message(Box::new(Delivery { envelope, payload, reply })));
     answer
         .await
         .unwrap_or_else(|_| Err(Error::retryable(ErrorCode::Unavailable, "the actor ended before it could answer", 50)))

@@ -23,7 +23,8 @@ impl Shared {
 
     async fn end_abandoned_on(&self, shard: usize) -> Result<(), Error> {
         let scope = self.scope(&Call::system(), ROLLBACK_TIMEOUT_MS, None);
-        let Reply::Status(status) = self.ask_once(shard, Request::Status(ShardStatusRequest {}), &scope).await? else {
+        let Reply::Status(status) = self.ask_primary(shard, &Request::Status(ShardStatusRequest {}), &scope).await?
+        else {
             return Err(Error::internal("a shard answered something else than its status"));
         };
         if !status.prepared || self.catalog.borrow().decision(&status.transaction)?.is_some() {

@@ -75,7 +75,7 @@ impl Shared {
         let shard = place.ok_or_else(|| Error::internal(format!("there is no shard {name} any more")))?;
         let finish = FinishTransaction { transaction: id.to_owned(), ending: ending.into(), number: 0 };
         let scope = self.scope(&Call::system(), timeout_ms, None);
-        match self.ask_once(shard, Request::Finish(finish), &scope).await? {
+        match self.ask_primary(shard, &Request::Finish(finish), &scope).await? {
             Reply::Transaction(noted) => Ok(noted.lsn),
             _ => Err(Error::internal("a shard answered the end of a transaction with something else")),
         }

@@ -27,8 +27,8 @@ fn is_well(error: &Error) -> bool {
 
 impl Shared {
     /// Asks a shard's primary once.
-    pub(super) async fn ask_primary(&self, shard: usize, request: Request, scope: &Scope) -> Result<Reply, Error> {
-        let replicated = match &request {
+    pub(super) async fn ask_primary(&self, shard: usize, request: &Request, scope: &Scope) -> Result<Reply, Error> {
+        let replicated = match request {
             // Its parts were replicated before they were prepared: after a promotion, too, it is to be seen once it is
             // acknowledged.
             Request::Finish(finish) if finish.ending() == Ending::CommitPrepared => {
@@ -39,7 +39,7 @@ impl Shared {
         };
         self.configure_primary(shard).await?;
         let (name, epoch) = self.primary(shard);
-        let request = ShardRequest { request: Some(request), epoch, replicated };
+        let request = ShardRequest { request: Some(request.clone()), epoch, replicated };
         let reply = self.context.ask_within::<ShardProtocol>(&name, request, scope, self.shard_timeout_ms).await;
         if self.replicas.of(shard).borrow().placed.epoch != epoch {
             // What it says may not have happened, as far as its successor knows.

@@ -20,11 +20,6 @@ const LONGEST_LOCK_PAUSE_MS: u64 = 64;
 const MAX_ATTEMPTS: u32 = 5;
 
 impl Shared {
-    /// Asks a shard once.
-    pub(super) async fn ask_once(&self, shard: usize, request: Request, call: &Scope) -> Result<Reply, Error> {
-        self.ask_primary(shard, request, call).await
-    }
-
     /// Asks a shard something that may safely be asked again: again and again, until the call's deadline.
     pub(super) async fn ask(&self, shard: usize, request: Request, call: &Scope) -> Result<Reply, Error> {
         self.ask_patiently(shard, request, self.context.settings().lock_timeout_ms, call).await
@@ -42,7 +37,7 @@ impl Shared {
         let mut lock_pause_ms = SHORTEST_LOCK_PAUSE_MS;
         let began_ms = self.context.now_ms();
         loop {
-            let error = match self.ask_once(shard, request.clone(), call).await {
+            let error = match self.ask_primary(shard, &request, call).await {
                 Ok(reply) => return Ok(reply),
                 Err(error) if transient(&error) => error,
                 Err(error) if error.code() == ErrorCode::LockTimeout => {

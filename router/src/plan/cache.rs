@@ -30,6 +30,9 @@ impl PlanCache {
         if let Some(cached) = self.young.get(sql) {
             return Some(cached.clone());
         }
+        if self.old.is_empty() {
+            return None;
+        }
         let (text, cached) = self.old.remove_entry(sql)?;
         self.put(text, cached.clone());
         Some(cached)

@@ -20,7 +20,7 @@ impl Actor for Cell {
 }
 
 /// A message for the actor.
-pub(super) struct Forward(pub(super) Delivery);
+pub(super) struct Forward(pub(super) Box<Delivery>);
 
 impl Message for Forward {
     type Result = ();

@@ -20,15 +20,21 @@ impl Client {
         Self { directory }
     }
 
-    /// Asks the actor `name` of protocol `P` and waits for the answer, until the call's deadline. With a deadline it needs the
-    /// timer of a tokio runtime.
+    /// Asks the actor `name` of protocol `P` at once; the future waits for the answer, until the call's deadline. With a
+    /// deadline it needs the timer of a tokio runtime.
     ///
     /// # Errors
     /// What the actor answered; `DEADLINE_EXCEEDED`; `OVERLOADED` where its mailbox is full; `UNAVAILABLE` where it died
     /// meanwhile, in which case it may have handled the request or not.
-    pub async fn ask<P: Protocol>(&self, name: &str, request: P::Request, call: &Call) -> Result<P::Reply, Error> {
+    pub fn ask<P: Protocol>(
+        &self,
+        name: &str,
+        request: P::Request,
+        call: &Call,
+    ) -> impl Future<Output = Result<P::Reply, Error>> + Send + use<P> {
         let envelope = call.envelope(Address::new(P::KIND, name), call.from.clone());
-        self.send(envelope, Payload::typed(request)).await?.take()
+        let answer = self.send(envelope, Payload::typed(request));
+        async move { answer.await?.take() }
     }
 
     /// Delivers a message that came from outside the process, and waits for the answer. Every failure is an answer, too.
@@ -40,16 +46,23 @@ impl Client {
         packet_reply(outcome)
     }
 
-    async fn send(&self, envelope: Envelope, payload: Payload) -> Result<Payload, Error> {
+    /// Hands the message over at once.
+    fn send(
+        &self,
+        envelope: Envelope,
+        payload: Payload,
+    ) -> impl Future<Output = Result<Payload, Error>> + Send + use<> {
         let deadline_ms = envelope.deadline_ms;
         let answer = self.directory.send(envelope, payload);
-        if deadline_ms == 0 {
-            return answer.await;
+        async move {
+            if deadline_ms == 0 {
+                return answer.await;
+            }
+            let patience = Duration::from_millis(deadline_ms.saturating_sub(now_ms()));
+            tokio::time::timeout(patience, answer).await.unwrap_or_else(|_| {
+                let message = format!("no answer within {} ms", patience.as_millis());
+                Err(Error::retryable(ErrorCode::DeadlineExceeded, message, 0))
+            })
         }
-        let patience = Duration::from_millis(deadline_ms.saturating_sub(now_ms()));
-        tokio::time::timeout(patience, answer).await.unwrap_or_else(|_| {
-            let message = format!("no answer within {} ms", patience.as_millis());
-            Err(Error::retryable(ErrorCode::DeadlineExceeded, message, 0))
-        })
     }
 }

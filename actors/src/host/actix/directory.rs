@@ -99,7 +99,7 @@ impl Running {
 
 impl Door {
     /// Hands a message over; says to whom.
-    fn hand_over(self, delivery: Delivery) -> Result<Arc<Address>, Error> {
+    fn hand_over(self, delivery: Box<Delivery>) -> Result<Arc<Address>, Error> {
         let Self { address, way } = self;
         match way {
             Way::Here(mailbox) => mailbox.deliver(Input::Message(delivery)),
@@ -161,7 +161,7 @@ impl Directory {
             Some(address) => self.find(address),
             None => self.find(&Address::default()),
         };
-        let handed = found.and_then(|door| door.hand_over(Delivery { envelope, payload, reply }));
+        let handed = found.and_then(|door| door.hand_over(Box::new(Delivery { envelope, payload, reply })));
         async move {
             let address = handed?;
             answer.await.unwrap_or_else(|_| {

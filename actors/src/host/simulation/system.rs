@@ -109,7 +109,7 @@ impl Core {
         let refusal = match self.start(to) {
             Ok(()) => match self.processes.borrow().get(&to.to_string()) {
                 Some(Process::Up { mailbox, .. }) => {
-                    mailbox.deliver(Input::Message(delivery));
+                    mailbox.deliver(Input::Message(Box::new(delivery)));
                     return;
                 }
                 _ => unavailable(format!("{to} is restarting")),

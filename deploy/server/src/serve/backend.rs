@@ -63,14 +63,15 @@ impl Backend {
         Call { deadline_ms: now_ms.saturating_add(timeout_ms), trace_id: crate::random_id(), ..Call::system() }
     }
 
-    async fn ask_router(
+    /// Asks at once: the request does not become a part of the future, which is moved.
+    fn ask_router(
         &self,
         request: router_request::Request,
         timeout_ms: u64,
-    ) -> Result<router_reply::Reply, Error> {
+    ) -> impl Future<Output = Result<router_reply::Reply, Error>> + Send + use<> {
         let request = RouterRequest { request: Some(request) };
-        let reply = self.client.ask::<RouterProtocol>(DEFAULT, request, &self.call(timeout_ms)).await?;
-        reply.reply.ok_or_else(|| unexpected("router"))
+        let answer = self.client.ask::<RouterProtocol>(DEFAULT, request, &self.call(timeout_ms));
+        async move { answer.await?.reply.ok_or_else(|| unexpected("router")) }
     }
 
     async fn ask_cdc(&self, request: cdc_request::Request, timeout_ms: u64) -> Result<cdc_reply::Reply, Error> {
@@ -79,11 +80,17 @@ impl Backend {
         reply.reply.ok_or_else(|| unexpected("change stream"))
     }
 
-    pub(super) async fn execute(&self, request: ExecuteRequest) -> Result<ExecuteResponse, Error> {
+    pub(super) fn execute(
+        &self,
+        request: ExecuteRequest,
+    ) -> impl Future<Output = Result<ExecuteResponse, Error>> + Send + use<> {
         let timeout_ms = request.timeout_ms;
-        match self.ask_router(router_request::Request::Execute(request), timeout_ms).await? {
-            router_reply::Reply::Execute(response) => Ok(response),
-            _ => Err(unexpected("router")),
+        let answer = self.ask_router(router_request::Request::Execute(request), timeout_ms);
+        async move {
+            match answer.await? {
+                router_reply::Reply::Execute(response) => Ok(response),
+                _ => Err(unexpected("router")),
+            }
         }
     }
 

@@ -22,6 +22,10 @@ use measure::{Report, is_wanted, median, own_cpu};
 use rows::{COLUMNS, Deliveries, order, table};
 use writer::LakeWriter;
 
+/// The server's, for both sides of each comparison but the peers in Python.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Rounds of each comparison; both sides take turns.
 const ROUNDS: u64 = 5;
 /// Rows of a round.

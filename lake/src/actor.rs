@@ -268,7 +268,7 @@ impl Lake {
             self.writer.index.set_durable(&accepted)?;
         }
         self.shards.values_mut().for_each(|progress| progress.durable = progress.accepted);
-        self.buffer = Buffer::default();
+        self.buffer.clear();
         self.failures = 0;
         self.flush_error.clear();
         self.retry_at_ms = 0;

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use dosql_proto::value::Kind;
-use dosql_proto::{Operation, Row, RowChange, SchemaChange, WalRecord, WalTable};
+use dosql_proto::{Operation, Row, RowChange, SchemaChange, Value, WalRecord, WalTable};
 
 use crate::LakeError;
+use crate::columns::ColumnType;
+use crate::misfits::Misfit;
 
 /// What happened to a row.
 #[derive(Debug)]
@@ -25,6 +27,19 @@ pub(crate) enum Action {
     Drop,
     /// The shard's rows have the change's layout from here on.
     Reshape,
+}
+
+impl Action {
+    /// Its rows, and whether each is the one before the change.
+    fn rows(&self) -> impl Iterator<Item = (&Row, bool)> {
+        let (before, after) = match self {
+            Self::Insert { after } => (None, Some(after)),
+            Self::Update { before, after } => (Some(before), Some(after)),
+            Self::Delete { before } => (Some(before), None),
+            Self::Drop | Self::Reshape => (None, None),
+        };
+        before.map(|row| (row, true)).into_iter().chain(after.map(|row| (row, false)))
+    }
 }
 
 /// One change of a source table.
@@ -54,8 +69,12 @@ impl Change {
 pub(crate) struct TableBuffer {
     /// The forms its rows have had.
     pub(crate) layouts: Vec<WalTable>,
+    /// By layout, the types that its columns have in the lake.
+    types: Vec<Vec<ColumnType>>,
     /// In the order of each shard's LSNs.
     pub(crate) changes: Vec<Change>,
+    /// The values that do not fit the types which their columns were declared with.
+    pub(crate) misfits: Vec<Misfit>,
 }
 
 impl TableBuffer {
@@ -65,7 +84,27 @@ impl TableBuffer {
             return index;
         }
         self.layouts.push(table.clone());
+        self.types.push(table.columns.iter().map(|column| ColumnType::of_declared(&column.declared_type)).collect());
         self.layouts.len() - 1
+    }
+
+    /// Takes in a change; returns the memory that it takes, in bytes, about. Its values are looked at once, while they are in the
+    /// processor's cache.
+    fn push(&mut self, change: Change) -> u64 {
+        let (number, types) = (self.changes.len(), &self.types[change.layout]);
+        let mut bytes = size_of::<Change>();
+        for (row, before) in change.action.rows() {
+            bytes += row.values.capacity() * size_of::<Value>();
+            for (place, (value, column_type)) in row.values.iter().zip(types).enumerate() {
+                let Some(kind) = &value.kind else { continue };
+                bytes += heap_bytes(kind);
+                if !column_type.fits(kind) {
+                    self.misfits.push(Misfit { change: number, before, place });
+                }
+            }
+        }
+        self.changes.push(change);
+        bytes as u64
     }
 }
 
@@ -83,6 +122,16 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
+    /// Forgets everything, but keeps the memory for as many changes of the same tables.
+    pub(crate) fn clear(&mut self) {
+        self.tables.retain(|_, table| !table.changes.is_empty());
+        for table in self.tables.values_mut() {
+            table.changes.clear();
+            *table = TableBuffer { changes: std::mem::take(&mut table.changes), ..TableBuffer::default() };
+        }
+        *self = Self { tables: std::mem::take(&mut self.tables), ..Self::default() };
+    }
+
     /// Takes in one record.
     pub(crate) fn push(&mut self, shard: &Rc<str>, record: WalRecord, now_ms: u64) -> Result<(), LakeError> {
         let WalRecord { lsn, hlc, tables, changes, schema_changes, .. } = record;
@@ -103,7 +152,8 @@ impl Buffer {
         let committed_ms = i64::try_from(hlc >> 16).unwrap_or(i64::MAX);
         let mut place = Place { shard, lsn, committed_ms, ordinal: 0 };
         let mut schema_changes = schema_changes.into_iter().peekable();
-        let mut layouts = vec![None; tables.len()];
+        // Found out where a table's first change comes; `None` within for one that is not mirrored.
+        let mut layouts: Vec<Option<Option<usize>>> = vec![None; tables.len()];
         // Up to here the changes only show values under a column's new name. The lake follows columns by their ids.
         let mut renamed = 0;
         for (number, (index, rowid, action)) in changes.into_iter().enumerate() {
@@ -115,15 +165,12 @@ impl Buffer {
                 continue;
             }
             let table = &tables[index];
-            if !is_mirrored(&table.name) {
-                continue;
-            }
-            let bytes = size_of::<Change>() as u64 + action_bytes(&action);
-            let buffer = entry(&mut self.tables, &table.name);
-            let layout = *layouts[index].get_or_insert_with(|| buffer.layout(table));
-            buffer.changes.push(place.change(rowid, layout, action));
+            let layout = *layouts[index].get_or_insert_with(|| {
+                is_mirrored(&table.name).then(|| entry(&mut self.tables, &table.name).layout(table))
+            });
+            let (Some(layout), Some(buffer)) = (layout, self.tables.get_mut(&table.name)) else { continue };
+            self.bytes += buffer.push(place.change(rowid, layout, action));
             self.events += 1;
-            self.bytes += bytes;
         }
         for change in schema_changes {
             self.push_schema_change(change, &mut place);
@@ -137,15 +184,13 @@ impl Buffer {
         if !dropped.is_empty() && is_mirrored(&dropped) {
             let buffer = entry(&mut self.tables, &dropped);
             let layout = buffer.layout(&WalTable { name: dropped, ..WalTable::default() });
-            buffer.changes.push(place.change(0, layout, Action::Drop));
-            self.bytes += size_of::<Change>() as u64;
+            self.bytes += buffer.push(place.change(0, layout, Action::Drop));
             self.events += 1;
         }
         if let Some(table) = table.filter(|table| is_mirrored(&table.name)) {
             let buffer = entry(&mut self.tables, &table.name);
             let layout = buffer.layout(&table);
-            buffer.changes.push(place.change(0, layout, Action::Reshape));
-            self.bytes += size_of::<Change>() as u64;
+            self.bytes += buffer.push(place.change(0, layout, Action::Reshape));
             self.events += 1;
         }
     }
@@ -196,20 +241,11 @@ fn action(change: RowChange, columns: usize) -> Result<Action, String> {
     })
 }
 
-fn action_bytes(action: &Action) -> u64 {
-    match action {
-        Action::Insert { after: row } | Action::Delete { before: row } => row_bytes(row),
-        Action::Update { before, after } => row_bytes(before) + row_bytes(after),
-        Action::Drop | Action::Reshape => 0,
-    }
-}
-
-fn row_bytes(row: &Row) -> u64 {
-    let heap = |kind: &Kind| match kind {
+/// Memory of a value beside the value itself.
+fn heap_bytes(kind: &Kind) -> usize {
+    match kind {
         Kind::Text(text) => text.capacity(),
         Kind::Blob(bytes) | Kind::RawText(bytes) => bytes.capacity(),
         Kind::Integer(_) | Kind::Real(_) => 0,
-    };
-    let values: usize = row.values.iter().filter_map(|value| value.kind.as_ref()).map(heap).sum();
-    (row.values.capacity() * size_of::<dosql_proto::Value>() + values) as u64
+    }
 }

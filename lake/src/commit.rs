@@ -66,6 +66,8 @@ pub(crate) struct Commit {
     /// By shard, the last LSN taken in.
     pub(crate) watermarks: BTreeMap<String, u64>,
     pub(crate) replaced: Replaced,
+    /// What of its files is not written yet.
+    pub(crate) outbox: Outbox,
 }
 
 /// A file that a snapshot adds, and its partition spec.
@@ -82,17 +84,46 @@ pub(crate) struct Replaced {
     pub(crate) manifests: HashSet<String>,
 }
 
-/// Writes a file to where its entry says it stands.
-pub(crate) async fn put_file(objects: &dyn ObjectStore, table: &LakeTable, file: LakeFile) -> Result<Added, LakeError> {
-    let LakeFile { bytes, entry, spec_id } = file;
-    objects.put(&table.path_of(entry.file_path())?, bytes).await?;
-    Ok(Added { spec_id, file: entry })
+/// Objects that are to be written before a commit, together as far as they are small.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    objects: Vec<(String, Bytes)>,
+    bytes: usize,
+}
+
+impl Outbox {
+    /// Bytes that it holds at most before they are written.
+    const MOST_BYTES: usize = 1 << 20;
+
+    async fn put(&mut self, objects: &dyn ObjectStore, path: String, bytes: Bytes) -> Result<(), LakeError> {
+        self.bytes += bytes.len();
+        self.objects.push((path, bytes));
+        if self.bytes > Self::MOST_BYTES { self.send(objects).await } else { Ok(()) }
+    }
+
+    /// Takes a file for where its entry says it stands.
+    pub(crate) async fn put_file(
+        &mut self,
+        objects: &dyn ObjectStore,
+        table: &LakeTable,
+        file: LakeFile,
+    ) -> Result<Added, LakeError> {
+        let LakeFile { bytes, entry, spec_id } = file;
+        self.put(objects, table.path_of(entry.file_path())?, bytes).await?;
+        Ok(Added { spec_id, file: entry })
+    }
+
+    /// Writes what it still holds.
+    async fn send(&mut self, objects: &dyn ObjectStore) -> Result<(), LakeError> {
+        self.bytes = 0;
+        Ok(objects.put_all(std::mem::take(&mut self.objects)).await?)
+    }
 }
 
 impl LakeTable {
     /// Commits. On an error the table's state is unknown: it must be loaded anew.
     pub(crate) async fn commit(&mut self, authority: &Authority, commit: Commit) -> Result<(), LakeError> {
-        let Commit { names, now_ms, data, deletes, watermarks, replaced } = commit;
+        let Commit { names, now_ms, data, deletes, watermarks, replaced, outbox } = commit;
         let added = data.iter().chain(&deletes).map(|added| &added.file);
         let mut summary = summary(self, added, &replaced.files);
         for (shard, lsn) in &watermarks {
@@ -107,10 +138,11 @@ impl LakeTable {
             builder = builder.set_properties(marks.map(|(name, lsn)| (name.clone(), lsn.clone())).collect())?;
         }
         let schema_id = self.schema().schema_id();
-        let writing = Writing { objects, table: self, names };
+        let mut writing = Writing { objects, table: self, names, outbox };
         let manifests = writing.manifests(data, deletes, &replaced).await?;
         let sequence_number = metadata.next_sequence_number();
         let manifest_list = writing.manifest_list(&manifests, sequence_number).await?;
+        writing.outbox.send(objects).await?;
         let parent = metadata.current_snapshot_id();
         let timestamp_ms = i64::try_from(now_ms).unwrap_or(i64::MAX).max(metadata.last_updated_ms());
         builder = builder.set_branch_snapshot(
@@ -173,6 +205,7 @@ struct Writing<'a> {
     objects: &'a dyn ObjectStore,
     table: &'a LakeTable,
     names: SnapshotNames,
+    outbox: Outbox,
 }
 
 /// A partition spec, its place among the table's, and a schema that has its columns.
@@ -182,22 +215,22 @@ struct Spec<'a> {
     schema: SchemaRef,
 }
 
-impl Writing<'_> {
+impl<'a> Writing<'a> {
     /// The table's specs, in the order of their ids.
-    fn specs(&self) -> Vec<Spec<'_>> {
-        let next = self.table.next();
+    fn specs(&self) -> Vec<Spec<'a>> {
+        let (table, next) = (self.table, self.table.next());
         let mut specs: Vec<&PartitionSpec> = next.partition_specs_iter().map(AsRef::as_ref).collect();
         specs.sort_by_key(|spec| spec.spec_id());
         let schema = |spec: &PartitionSpec| {
-            let mut schemas = [self.table.schema()].into_iter().chain(next.schemas_iter());
-            schemas.find(|schema| spec.partition_type(schema).is_ok()).unwrap_or(self.table.schema()).clone()
+            let mut schemas = [table.schema()].into_iter().chain(next.schemas_iter());
+            schemas.find(|schema| spec.partition_type(schema).is_ok()).unwrap_or(table.schema()).clone()
         };
         (0..).zip(specs).map(|(place, spec)| Spec { place, spec, schema: schema(spec) }).collect()
     }
 
     /// The manifests of the new snapshot: the ones before, merged where they are many, and ours.
     async fn manifests(
-        &self,
+        &mut self,
         data: Vec<Added>,
         deletes: Vec<Added>,
         replaced: &Replaced,
@@ -261,7 +294,7 @@ impl Writing<'_> {
 
     /// One manifest in place of these, which says of the files that are `gone` that this snapshot has taken them out.
     async fn merge(
-        &self,
+        &mut self,
         manifests: Vec<ManifestFile>,
         content: ManifestContentType,
         spec: &Spec<'_>,
@@ -309,10 +342,10 @@ impl Writing<'_> {
         })
     }
 
-    async fn put_manifest(&self, io: &FileIO, writer: ManifestWriter) -> Result<ManifestFile, LakeError> {
+    async fn put_manifest(&mut self, io: &FileIO, writer: ManifestWriter) -> Result<ManifestFile, LakeError> {
         let mut manifest = writer.write_manifest_file().await?;
         let bytes = io.new_input(&manifest.manifest_path)?.read().await?;
-        self.objects.put(&self.table.path_of(&manifest.manifest_path)?, bytes).await?;
+        self.outbox.put(self.objects, self.table.path_of(&manifest.manifest_path)?, bytes).await?;
         // The manifest list writer fills these in on its own copy; ours is carried into the next snapshot's list.
         let sequence_number = self.table.metadata.next_sequence_number();
         manifest.sequence_number = sequence_number;
@@ -323,7 +356,7 @@ impl Writing<'_> {
     }
 
     /// Writes the manifest list; returns its URL.
-    async fn manifest_list(&self, manifests: &[ManifestFile], sequence_number: i64) -> Result<String, LakeError> {
+    async fn manifest_list(&mut self, manifests: &[ManifestFile], sequence_number: i64) -> Result<String, LakeError> {
         let path = self.names.manifest_list(&self.table.directory);
         let url = self.table.url_of(&path);
         let io = FileIO::new_with_memory();
@@ -332,7 +365,7 @@ impl Writing<'_> {
         let mut writer = ManifestListWriter::v2(output, self.names.snapshot_id, parent, sequence_number);
         writer.add_manifests(manifests.iter().cloned())?;
         writer.close().await?;
-        self.objects.put(&path, io.new_input(&url)?.read().await?).await?;
+        self.outbox.put(self.objects, path, io.new_input(&url)?.read().await?).await?;
         Ok(url)
     }
 }

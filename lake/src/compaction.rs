@@ -21,7 +21,7 @@ use iceberg::spec::DataFile;
 
 use crate::LakeError;
 use crate::columns::TableKind;
-use crate::commit::{Added, Commit, Replaced, SnapshotNames, put_file};
+use crate::commit::{Added, Commit, Outbox, Replaced, SnapshotNames};
 use crate::entries::Entries;
 use crate::flush::{NOT_INDEXED, Writer};
 use crate::index::{Index, Key, KnownTable, Pending, Position};
@@ -197,13 +197,13 @@ impl Writer {
         self.index.transaction(|| self.index.add_pending(&pending))?;
 
         let index = is_mirror.then_some(&known);
-        let data = self.write_group(table, &group, index, &urls, &options, policy.target_bytes).await?;
+        let (data, mut outbox) = self.write_group(table, &group, index, &urls, &options, policy.target_bytes).await?;
         let mut deletes = Vec::new();
         let kept = self.kept_deletes(table, &group).await?;
         if !kept.is_empty() {
             let placement = Placement { url: &deletes_url, partition: &group.partition, sort_order_id: None };
             let file = position_delete_file(&kept, &placement, options.files.codec)?;
-            deletes.push(put_file(&*self.objects, table, file).await?);
+            deletes.push(outbox.put_file(&*self.objects, table, file).await?);
         }
         let size =
             |files: &mut dyn Iterator<Item = &DataFile>| -> u64 { files.map(DataFile::file_size_in_bytes).sum() };
@@ -221,7 +221,7 @@ impl Writer {
             files: gone.into_iter().map(|file| file.file).collect(),
         };
         let (now_ms, watermarks) = (self.context.now_ms(), BTreeMap::new());
-        table.commit(&self.authority, Commit { names, now_ms, data, deletes, watermarks, replaced }).await?;
+        table.commit(&self.authority, Commit { names, now_ms, data, deletes, watermarks, replaced, outbox }).await?;
         self.index.confirm(&pending)?;
         Ok(compacted)
     }
@@ -235,7 +235,7 @@ impl Writer {
         urls: &[String],
         options: &TableOptions,
         target_bytes: u64,
-    ) -> Result<Vec<Added>, LakeError> {
+    ) -> Result<(Vec<Added>, Outbox), LakeError> {
         let rows: u64 = group.data.iter().map(|file| file.file.record_count()).sum();
         let form = self.file_form(table, &options.files, usize::try_from(rows).unwrap_or(usize::MAX));
         let mut target = Target {
@@ -250,6 +250,7 @@ impl Writer {
             current: None,
             last_run: None,
             written: Vec::new(),
+            outbox: Outbox::default(),
         };
         let sort = table.sort_columns();
         // Rows that are to be sorted are all in memory: as many as one step rewrites.
@@ -390,6 +391,7 @@ struct Target<'a> {
     /// The files, by their numbers, that the last run was moved from and to.
     last_run: Option<(i64, i64)>,
     written: Vec<Added>,
+    outbox: Outbox,
 }
 
 /// A file being written.
@@ -455,13 +457,13 @@ impl Target<'_> {
         let Some(Output { url, writer, .. }) = self.current.take() else { return Ok(()) };
         let placement = Placement { url, partition: self.partition, sort_order_id: self.sort_order_id };
         let file = writer.finish(&self.table.columns, &placement)?;
-        self.written.push(put_file(&*self.writer.objects, self.table, file).await?);
+        self.written.push(self.outbox.put_file(&*self.writer.objects, self.table, file).await?);
         Ok(())
     }
 
-    async fn finish(mut self) -> Result<Vec<Added>, LakeError> {
+    async fn finish(mut self) -> Result<(Vec<Added>, Outbox), LakeError> {
         self.end_file().await?;
-        Ok(self.written)
+        Ok((self.written, self.outbox))
     }
 }
 

@@ -23,7 +23,7 @@ use crate::arrangement::Arrangement;
 use crate::authority::Authority;
 use crate::buffer::{Action, Buffer, Change, TableBuffer};
 use crate::columns::TableKind;
-use crate::commit::{Commit, Replaced, SnapshotNames, put_file};
+use crate::commit::{Commit, Outbox, Replaced, SnapshotNames};
 use crate::configure::Configuration;
 use crate::images::{ImageId, Images};
 use crate::index::{Index, KnownTable, Pending};
@@ -66,7 +66,7 @@ impl Writer {
         self.resolve_pending().await?;
         // Of a table that is to stop; the others go on.
         let mut stopped = None;
-        for (source, buffered) in &buffer.tables {
+        for (source, buffered) in buffer.tables.iter().filter(|(_, buffered)| !buffered.changes.is_empty()) {
             match self.flush_source(source, buffered).await {
                 Err(error @ LakeError::Misfit { .. }) => stopped = stopped.or(Some(error)),
                 outcome => outcome?,
@@ -78,7 +78,7 @@ impl Writer {
     /// Commits what is buffered of one source table.
     async fn flush_source(&mut self, source: &str, buffered: &TableBuffer) -> Result<(), LakeError> {
         let options = self.configuration.of(source);
-        let misfits = buffered.misfits();
+        let misfits = &buffered.misfits;
         if let Some(misfit) = misfits.iter().find(|misfit| options.misfits == Misfits::Stop && !misfit.before) {
             return Err(buffered.refusal(source, *misfit));
         }
@@ -86,7 +86,7 @@ impl Writer {
         if !options.mirror && has_rows {
             self.mirror_lacks_changes(source).await?;
         }
-        let batch = SourceBatch { source, buffered, misfits: &misfits, options: &options };
+        let batch = SourceBatch { source, buffered, misfits, options: &options };
         for kind in [TableKind::Mirror, TableKind::Changes, TableKind::DeadLetters] {
             let name = table_name(source, kind);
             let mut conflicts = 0;
@@ -155,7 +155,8 @@ impl Writer {
         let prepare = || self.prepare(&known, table, names, NOT_INDEXED, Vec::new(), Vec::new());
         let Prepared { pending, .. } = self.index.transaction(prepare)?;
         let (data, deletes, watermarks, replaced) = (Vec::new(), Vec::new(), BTreeMap::new(), Replaced::default());
-        table.commit(&self.authority, Commit { names, now_ms, data, deletes, watermarks, replaced }).await?;
+        let outbox = Outbox::default();
+        table.commit(&self.authority, Commit { names, now_ms, data, deletes, watermarks, replaced, outbox }).await?;
         self.index.confirm(&pending)
     }
 
@@ -202,19 +203,20 @@ impl Writer {
                 prepared
             }
         };
+        let mut outbox = Outbox::default();
         let mut data = Vec::with_capacity(prepared.data.len());
         for file in &prepared.data {
             let file = self.data_file(table, batch.options, &images, file)?;
-            data.push(put_file(&*self.objects, table, file).await?);
+            data.push(outbox.put_file(&*self.objects, table, file).await?);
         }
         let mut deletes = Vec::with_capacity(prepared.deletes.len());
         for DeletesToWrite { partition, url, rows } in &prepared.deletes {
             let placement = Placement { url, partition, sort_order_id: None };
             let file = position_delete_file(rows, &placement, batch.options.files.codec)?;
-            deletes.push(put_file(&*self.objects, table, file).await?);
+            deletes.push(outbox.put_file(&*self.objects, table, file).await?);
         }
         let now_ms = self.context.now_ms();
-        let commit = Commit { names, now_ms, data, deletes, watermarks, replaced: Replaced::default() };
+        let commit = Commit { names, now_ms, data, deletes, watermarks, replaced: Replaced::default(), outbox };
         table.commit(&self.authority, commit).await?;
         self.index.confirm(&prepared.pending)
     }

@@ -52,34 +52,6 @@ pub(crate) fn is_exact(integer: i64) -> bool {
 }
 
 impl TableBuffer {
-    /// The values that do not fit the types which their columns were declared with.
-    pub(crate) fn misfits(&self) -> Vec<Misfit> {
-        let types: Vec<Vec<ColumnType>> = self
-            .layouts
-            .iter()
-            .map(|layout| layout.columns.iter().map(|column| ColumnType::of_declared(&column.declared_type)).collect())
-            .collect();
-        let mut misfits = Vec::new();
-        for (number, change) in self.changes.iter().enumerate() {
-            let types = &types[change.layout];
-            let (first, second) = match &change.action {
-                Action::Insert { after } => (None, Some(after)),
-                Action::Update { before, after } => (Some(before), Some(after)),
-                Action::Delete { before } => (Some(before), None),
-                Action::Drop | Action::Reshape => (None, None),
-            };
-            for (row, before) in [(first, true), (second, false)] {
-                let values = row.map_or(&[][..], |row| &row.values);
-                for (place, (value, column_type)) in values.iter().zip(types).enumerate() {
-                    if value.kind.as_ref().is_some_and(|kind| !column_type.fits(kind)) {
-                        misfits.push(Misfit { change: number, before, place });
-                    }
-                }
-            }
-        }
-        misfits
-    }
-
     /// The row that a misfit stands in.
     pub(crate) fn row_of(&self, misfit: Misfit) -> Option<&Row> {
         match (&self.changes[misfit.change].action, misfit.before) {

@@ -16,6 +16,9 @@ use crate::images::Image;
 use crate::key::{is_told, key, stored, telling_columns};
 use crate::reshape::Shape;
 
+/// Bytes that a text is expected to have.
+const TEXT_BYTES: usize = 32;
+
 /// The images as columns, in order.
 pub(crate) fn record_batch(
     columns: &LakeColumns,
@@ -25,11 +28,16 @@ pub(crate) fn record_batch(
 ) -> Result<RecordBatch, LakeError> {
     let mut misfits: Vec<bool> = images.iter().map(|image| image.letter.is_some()).collect();
     let mut arrays: Vec<Option<ArrayRef>> = Vec::with_capacity(columns.columns.len());
+    // Each column goes through the rows once more: what it needs of them lies close together. That a table was dropped has no row,
+    // and so no shape.
+    let rows: Vec<(&[Value], &[Option<usize>])> = images
+        .iter()
+        .map(|image| (&*image.row.values, shapes.get(image.shape).map_or(&[][..], |shape| &*shape.sources)))
+        .collect();
     let cells = |place: usize| {
-        images.iter().map(move |image| {
-            // That a table was dropped has no row, and so no shape.
-            let source = shapes.get(image.shape)?.sources[place]?;
-            image.row.values.get(source).and_then(|value| value.kind.as_ref())
+        rows.iter().map(move |(values, sources)| {
+            let source = sources.get(place).copied().flatten()?;
+            values.get(source).and_then(|value| value.kind.as_ref())
         })
     };
     for (place, column) in columns.columns.iter().enumerate() {
@@ -94,7 +102,7 @@ fn cells_array<'a>(
             Arc::new(array.finish())
         }
         ColumnType::String => {
-            let mut array = StringBuilder::with_capacity(rows, rows * 8);
+            let mut array = StringBuilder::with_capacity(rows, rows * TEXT_BYTES);
             for cell in cells {
                 match cell {
                     Some(Kind::Text(text)) => array.append_value(text),

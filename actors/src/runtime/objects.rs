@@ -22,6 +22,15 @@ pub trait ObjectStore {
     /// Writes the object, replacing one of that name.
     async fn put(&self, path: &str, bytes: Bytes) -> Result<(), ObjectError>;
 
+    /// Writes these objects, in any order, replacing those of their names. After an error any of them may have been written.
+    /// Where objects are flushed to a disk, that costs less for several at once.
+    async fn put_all(&self, objects: Vec<(String, Bytes)>) -> Result<(), ObjectError> {
+        for (path, bytes) in objects {
+            self.put(&path, bytes).await?;
+        }
+        Ok(())
+    }
+
     /// Writes the object only where none of that name exists: the atomic step of an optimistic commit.
     async fn create(&self, path: &str, bytes: Bytes) -> Result<(), ObjectError>;
 

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -85,13 +86,12 @@ impl LocalHost {
         }
     }
 
-    /// Records the alarm, so that a process that dies and starts again rings it. The file is replaced as a whole, but not
-    /// flushed: it survives the death of the process; a power failure may lose it, after which the actor rearms as it starts.
+    /// Records the alarm, so that a process that dies and starts again rings it. The file is written over in place, always as
+    /// long as before, and not flushed: it survives the death of the process; a power failure may lose or tear it, after which
+    /// the actor rearms as it starts.
     fn record_alarm(&self, at_ms: u64) -> io::Result<()> {
-        let file = self.alarm_file();
-        let new = file.with_extension("alarm-new");
-        fs::write(&new, at_ms.to_string())?;
-        fs::rename(new, file)
+        let mut file = fs::File::options().create(true).truncate(false).write(true).open(self.alarm_file())?;
+        file.write_all(format!("{at_ms:020}").as_bytes())
     }
 
     fn prepare_storage(&self, connection: &Connection) -> rusqlite::Result<()> {

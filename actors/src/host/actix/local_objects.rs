@@ -1,5 +1,7 @@
 //! Object storage in a local directory.
 
+use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::io::Write as _;
 use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
@@ -41,50 +43,93 @@ impl LocalObjects {
         Ok(Self { store, root: Arc::new(root), staged: Arc::default() })
     }
 
-    async fn write(&self, path: &str, bytes: Bytes, exclusive: bool) -> Result<(), ObjectError> {
-        let failed = |reason: String| ObjectError::Failed { path: path.to_owned(), reason };
-        let file = self.store.path_to_filesystem(&locate(path)?).map_err(|error| failed(error.to_string()))?;
+    /// Where an object is to stand, and where it is written before.
+    fn draft(&self, path: String, bytes: Bytes) -> Result<Draft, ObjectError> {
+        let located = self.store.path_to_filesystem(&locate(&path)?);
+        let file = located.map_err(|error| failed(&path, &error))?;
         let number = self.staged.fetch_add(1, Ordering::Relaxed);
-        let (root, staged) = (Arc::clone(&self.root), self.root.join(STAGING).join(number.to_string()));
-        // In one go: each turn taken beside the event loop costs more than most of the steps.
-        let written = tokio::task::spawn_blocking(move || {
-            let outcome = write_durably(&root, &staged, &file, &bytes, exclusive);
-            if exclusive || outcome.is_err() {
-                // It may not be there; what stays behind is removed at the next start.
-                let _ = fs::remove_file(&staged);
+        Ok(Draft { path, bytes, file, staged: self.root.join(STAGING).join(number.to_string()) })
+    }
+
+    /// Does the work on some objects in one go: each turn taken beside the event loop costs more than most of the steps.
+    async fn work(
+        &self,
+        drafts: Vec<Draft>,
+        work: fn(&FilePath, &[Draft]) -> Result<(), ObjectError>,
+    ) -> Result<(), ObjectError> {
+        let (root, first) = (Arc::clone(&self.root), drafts.first().map(|draft| draft.path.clone()));
+        let done = tokio::task::spawn_blocking(move || {
+            let outcome = work(&root, &drafts);
+            if outcome.is_err() {
+                // They may not be there; what stays behind is removed at the next start.
+                drafts.iter().for_each(|draft| drop(fs::remove_file(&draft.staged)));
             }
             outcome
         });
-        match written.await {
-            Ok(Ok(true)) => Ok(()),
-            Ok(Ok(false)) => Err(ObjectError::AlreadyExists { path: path.to_owned() }),
-            Ok(Err(error)) => Err(failed(error.to_string())),
-            Err(error) => Err(failed(error.to_string())),
-        }
+        done.await.unwrap_or_else(|error| Err(failed(&first.unwrap_or_default(), &error)))
     }
 }
 
-/// Writes a file under its staging name, flushes it, and gives it its name; says whether it could, which it cannot where that
-/// must be `exclusive` and is taken.
-fn write_durably(
-    root: &FilePath,
-    staged: &FilePath,
-    file: &FilePath,
-    bytes: &[u8],
-    exclusive: bool,
-) -> io::Result<bool> {
-    let mut writer = fs::File::create(staged)?;
-    writer.write_all(bytes)?;
-    writer.sync_all()?;
-    let directory = file.parent().unwrap_or(root);
-    create_directories(root, directory)?;
-    if !exclusive {
-        fs::rename(staged, file)?;
-    } else if let Err(error) = fs::hard_link(staged, file) {
-        return if error.kind() == io::ErrorKind::AlreadyExists { Ok(false) } else { Err(error) };
+/// An object to be written.
+struct Draft {
+    path: String,
+    bytes: Bytes,
+    file: PathBuf,
+    staged: PathBuf,
+}
+
+fn failed(path: &str, error: &dyn Display) -> ObjectError {
+    ObjectError::Failed { path: path.to_owned(), reason: error.to_string() }
+}
+
+/// Writes the files under their staging names and flushes them; makes and returns the directories that they are to stand in.
+fn stage<'a>(root: &'a FilePath, drafts: &'a [Draft]) -> Result<BTreeSet<&'a FilePath>, ObjectError> {
+    let write = |draft: &Draft| {
+        let mut file = fs::File::create(&draft.staged)?;
+        file.write_all(&draft.bytes)?;
+        Ok(file)
+    };
+    let written = |draft: &'a Draft| {
+        write(draft).map(|file| (draft, file)).map_err(|error: io::Error| failed(&draft.path, &error))
+    };
+    // Flushed when all are written: what the first flush has the file system's journal write is most of what the others need.
+    let files: Vec<(&Draft, fs::File)> = drafts.iter().map(written).collect::<Result<_, _>>()?;
+    let mut directories = BTreeSet::new();
+    for (draft, file) in files {
+        let directory = draft.file.parent().unwrap_or(root);
+        let prepared = file.sync_all().and_then(|()| create_directories(root, directory));
+        prepared.map_err(|error| failed(&draft.path, &error))?;
+        directories.insert(directory);
     }
-    sync_directory(directory)?;
-    Ok(true)
+    Ok(directories)
+}
+
+/// Flushes the entries of these directories; an error is told of the first object.
+fn sync_directories(directories: BTreeSet<&FilePath>, drafts: &[Draft]) -> Result<(), ObjectError> {
+    let synced = directories.into_iter().try_for_each(sync_directory);
+    synced.map_err(|error| failed(drafts.first().map_or("", |draft| &draft.path), &error))
+}
+
+fn put_durably(root: &FilePath, drafts: &[Draft]) -> Result<(), ObjectError> {
+    let directories = stage(root, drafts)?;
+    for draft in drafts {
+        fs::rename(&draft.staged, &draft.file).map_err(|error| failed(&draft.path, &error))?;
+    }
+    sync_directories(directories, drafts)
+}
+
+/// Gives files their names only where those are free.
+fn create_durably(root: &FilePath, drafts: &[Draft]) -> Result<(), ObjectError> {
+    let directories = stage(root, drafts)?;
+    for draft in drafts {
+        fs::hard_link(&draft.staged, &draft.file).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => ObjectError::AlreadyExists { path: draft.path.clone() },
+            _ => failed(&draft.path, &error),
+        })?;
+        // What stays behind is removed at the next start.
+        let _ = fs::remove_file(&draft.staged);
+    }
+    sync_directories(directories, drafts)
 }
 
 /// Creates `directory` below `root`, each new level durable in the one above.
@@ -125,11 +170,17 @@ impl ObjectStore for LocalObjects {
     }
 
     async fn put(&self, path: &str, bytes: Bytes) -> Result<(), ObjectError> {
-        self.write(path, bytes, false).await
+        self.put_all(vec![(path.to_owned(), bytes)]).await
+    }
+
+    async fn put_all(&self, objects: Vec<(String, Bytes)>) -> Result<(), ObjectError> {
+        let drafts = objects.into_iter().map(|(path, bytes)| self.draft(path, bytes)).collect::<Result<_, _>>()?;
+        self.work(drafts, put_durably).await
     }
 
     async fn create(&self, path: &str, bytes: Bytes) -> Result<(), ObjectError> {
-        self.write(path, bytes, true).await
+        let draft = self.draft(path.to_owned(), bytes)?;
+        self.work(vec![draft], create_durably).await
     }
 
     async fn delete(&self, path: &str) -> Result<(), ObjectError> {

@@ -121,6 +121,7 @@ impl Actor for Lake {
             Some(Request::Options(options)) => Ok(self.options(&options)),
             None => Err(Failure::Answer(Error::invalid("the lake request is empty"))),
         };
+        self.put_hints().await;
         match outcome {
             Ok(reply) => Handled::Reply(Ok(LakeReply { reply: Some(reply) })),
             Err(Failure::Answer(error)) => Handled::Reply(Err(error)),
@@ -134,6 +135,7 @@ impl Actor for Lake {
         if !matches!(outcome, Err(Failure::Crash(_))) {
             outcome = self.maintain().await;
         }
+        self.put_hints().await;
         self.arm();
         match outcome {
             Err(Failure::Crash(error)) => Err(error),
@@ -280,7 +282,14 @@ impl Lake {
         let malformed =
             |error: serde_json::Error| LakeError::Malformed { path: POSITIONS.to_owned(), reason: error.to_string() };
         let bytes = serde_json::to_vec(positions).map_err(malformed)?;
-        Ok(self.context.objects().put(POSITIONS, bytes.into()).await?)
+        self.writer.authority.put_with_hints(vec![(POSITIONS.to_owned(), bytes.into())]).await
+    }
+
+    /// Points readers at what was committed, where no flush has.
+    async fn put_hints(&self) {
+        if let Err(error) = self.writer.authority.put_with_hints(Vec::new()).await {
+            tracing::warn!(%error, "version hints not written");
+        }
     }
 
     fn shard_positions(&self) -> Vec<LakePosition> {

@@ -8,21 +8,23 @@
 //! rows or columns moves `main`. So one that is late fails as soon as anything else was committed, and until then what it wrote
 //! is kept.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use bytes::Bytes;
 use dosql_actors::{Context, ObjectStore};
 use iceberg::spec::TableMetadata;
 
 use crate::LakeError;
 use crate::index::Pending;
 use crate::rest::RestCatalog;
-use crate::table::{LakeTable, NAMESPACE, table_directory};
+use crate::table::{LakeTable, NAMESPACE, hint, table_directory};
 
 /// Who says which metadata of a table is current.
 pub(crate) enum Authority {
-    /// The numbers of metadata versions.
-    Versions(Rc<dyn ObjectStore>),
+    /// The numbers of metadata versions. By directory, those whose version hints are still to be written.
+    Versions(Rc<dyn ObjectStore>, RefCell<BTreeMap<String, u64>>),
     /// A REST catalog.
     Catalog(Box<RestCatalog>),
 }
@@ -43,14 +45,14 @@ impl Authority {
     pub(crate) fn of(context: &Context) -> Self {
         match &context.settings().lake_catalog {
             Some(settings) => Self::Catalog(Box::new(RestCatalog::new(context, settings))),
-            None => Self::Versions(context.objects()),
+            None => Self::Versions(context.objects(), RefCell::default()),
         }
     }
 
     /// Where all files but those of current metadata are.
     pub(crate) fn objects(&self) -> &dyn ObjectStore {
         match self {
-            Self::Versions(objects) => &**objects,
+            Self::Versions(objects, _) => &**objects,
             Self::Catalog(catalog) => catalog.objects(),
         }
     }
@@ -63,7 +65,7 @@ impl Authority {
     /// The namespace of the tables.
     pub(crate) fn namespace(&self) -> String {
         match self {
-            Self::Versions(_) => NAMESPACE.to_owned(),
+            Self::Versions(..) => NAMESPACE.to_owned(),
             Self::Catalog(catalog) => catalog.namespace(),
         }
     }
@@ -71,7 +73,7 @@ impl Authority {
     /// Where a new table is to stand; empty where the catalog chooses.
     pub(crate) fn new_location(&self, name: &str) -> String {
         match self {
-            Self::Versions(objects) => objects.url(&table_directory(name)),
+            Self::Versions(objects, _) => objects.url(&table_directory(name)),
             Self::Catalog(_) => String::new(),
         }
     }
@@ -79,7 +81,7 @@ impl Authority {
     /// Where a table is to be looked for, in words.
     pub(crate) fn place(&self, name: &str) -> String {
         match self {
-            Self::Versions(_) => table_directory(name),
+            Self::Versions(..) => table_directory(name),
             Self::Catalog(catalog) => catalog.place(name),
         }
     }
@@ -87,7 +89,7 @@ impl Authority {
     /// The names of the lake's tables that there are.
     pub(crate) async fn names(&self) -> Result<BTreeSet<String>, LakeError> {
         match self {
-            Self::Versions(objects) => {
+            Self::Versions(objects, _) => {
                 let prefix = table_directory("");
                 let listed = objects.list(&prefix).await?;
                 let names = listed.iter().filter_map(|object| object.path[prefix.len()..].split('/').next());
@@ -100,7 +102,7 @@ impl Authority {
     /// The directory of a table; `None` where a catalog has none of this name.
     pub(crate) async fn directory(&self, name: &str) -> Result<Option<String>, LakeError> {
         match self {
-            Self::Versions(_) => Ok(Some(table_directory(name))),
+            Self::Versions(..) => Ok(Some(table_directory(name))),
             Self::Catalog(catalog) => Ok(catalog.load(name).await?.map(|table| table.directory)),
         }
     }
@@ -108,7 +110,7 @@ impl Authority {
     /// Whether an object of a table's directory is none that clean-up may think of as an orphan.
     pub(crate) fn keeps(&self, path: &str) -> bool {
         match self {
-            Self::Versions(_) => path.ends_with("/metadata/version-hint.text"),
+            Self::Versions(..) => path.ends_with("/metadata/version-hint.text"),
             // What the catalog and others who work on the table write there.
             Self::Catalog(_) => {
                 path.contains(".metadata.json") || path.ends_with(".stats") || path.ends_with(".puffin")
@@ -119,7 +121,7 @@ impl Authority {
     /// A table as it is now, unless there is none.
     pub(crate) async fn load(&self, name: &str) -> Result<Option<LakeTable>, LakeError> {
         match self {
-            Self::Versions(objects) => LakeTable::load(&**objects, &table_directory(name)).await,
+            Self::Versions(objects, _) => LakeTable::load(&**objects, &table_directory(name)).await,
             Self::Catalog(catalog) => catalog.load(name).await,
         }
     }
@@ -127,7 +129,7 @@ impl Authority {
     /// Makes a table, or loads the one that is there already.
     pub(crate) async fn create(&self, name: &str, metadata: TableMetadata) -> Result<LakeTable, LakeError> {
         match self {
-            Self::Versions(objects) => LakeTable::create(&**objects, &table_directory(name), metadata).await,
+            Self::Versions(objects, _) => LakeTable::create(&**objects, &table_directory(name), metadata).await,
             Self::Catalog(catalog) => catalog.create(name, &metadata).await,
         }
     }
@@ -135,7 +137,11 @@ impl Authority {
     /// Makes this the table's current metadata. On an error the table's state is unknown: it must be loaded anew.
     pub(crate) async fn commit(&self, table: &mut LakeTable, metadata: TableMetadata) -> Result<(), LakeError> {
         match self {
-            Self::Versions(objects) => table.commit_version(&**objects, metadata).await,
+            Self::Versions(objects, hints) => {
+                table.commit_version(&**objects, metadata).await?;
+                hints.borrow_mut().insert(table.directory.clone(), table.version);
+                Ok(())
+            }
             Self::Catalog(catalog) => {
                 *table = catalog.commit(table, &metadata).await?;
                 Ok(())
@@ -143,12 +149,27 @@ impl Authority {
         }
     }
 
+    /// Points readers at the versions that were committed since the last time, and writes these objects with them. After an error
+    /// the next time does it.
+    pub(crate) async fn put_with_hints(&self, mut objects: Vec<(String, Bytes)>) -> Result<(), LakeError> {
+        if let Self::Versions(_, hints) = self {
+            objects.extend(hints.borrow().iter().map(|(directory, version)| hint(directory, *version)));
+        }
+        if !objects.is_empty() {
+            self.objects().put_all(objects).await?;
+        }
+        if let Self::Versions(_, hints) = self {
+            hints.borrow_mut().clear();
+        }
+        Ok(())
+    }
+
     /// What became of a commit that was built on this snapshot (0: none).
     pub(crate) async fn fate(&self, pending: &Pending, built_on: i64) -> Result<Fate, LakeError> {
         let has_it = |table: &LakeTable| table.metadata.snapshot_by_id(pending.snapshot_id).is_some();
         match (self, self.load(&pending.table).await?) {
             (_, Some(table)) if has_it(&table) => Ok(Fate::Happened),
-            (Self::Versions(objects), Some(table)) => {
+            (Self::Versions(objects, _), Some(table)) => {
                 let version = pending.version.cast_unsigned();
                 let table = table.fence(&**objects, version).await?;
                 if has_it(&table) {
@@ -156,7 +177,7 @@ impl Authority {
                 }
                 Ok(Fate::Never { table: (table.version > version).then(|| Box::new(table)) })
             }
-            (Self::Versions(_), None) => Ok(Fate::Never { table: None }),
+            (Self::Versions(..), None) => Ok(Fate::Never { table: None }),
             (Self::Catalog(_), Some(table)) if table.metadata.current_snapshot_id().unwrap_or(0) != built_on => {
                 Ok(Fate::Never { table: Some(Box::new(table)) })
             }

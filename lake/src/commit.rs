@@ -175,7 +175,6 @@ impl LakeTable {
         self.create_version(objects, version, &metadata).await?;
         self.metadata = metadata;
         self.version = version;
-        self.put_hint(objects).await;
         Ok(())
     }
 

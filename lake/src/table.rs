@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use bytes::Bytes;
 use dosql_actors::ObjectStore;
 use dosql_proto::WalTable;
 use iceberg::spec::{ManifestFile, TableMetadata};
@@ -356,7 +357,8 @@ impl LakeTable {
 
     /// Points readers at the newest version.
     pub(crate) async fn try_put_hint(&self, objects: &dyn ObjectStore) -> Result<(), LakeError> {
-        Ok(objects.put(&hint_path(&self.directory), self.version.to_string().into()).await?)
+        let (path, bytes) = hint(&self.directory, self.version);
+        Ok(objects.put(&path, bytes).await?)
     }
 
     /// Makes sure that a commit to `version`, which may still be on its way, can no longer happen: takes that version with the
@@ -401,6 +403,11 @@ async fn versions(objects: &dyn ObjectStore, directory: &str) -> Result<Vec<u64>
 /// The version that a metadata file is of.
 pub(crate) fn metadata_version(path: &str) -> Option<u64> {
     path.rsplit_once("/metadata/v")?.1.strip_suffix(".metadata.json")?.parse().ok()
+}
+
+/// What points readers at this version of a table.
+pub(crate) fn hint(directory: &str, version: u64) -> (String, Bytes) {
+    (hint_path(directory), version.to_string().into())
 }
 
 fn hint_path(directory: &str) -> String {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use arrow::array::{
     ArrayRef, BinaryBuilder, Float64Builder, Int64Builder, RecordBatch, StringBuilder, TimestampMicrosecondBuilder,
+    new_null_array,
 };
+use arrow::datatypes::DataType;
 use dosql_proto::value::Kind;
 use dosql_proto::{Row, Value, WalTable};
 
@@ -156,12 +158,18 @@ fn meta_array(meta: Meta, images: &[Image<'_>]) -> Option<ArrayRef> {
 fn key_array(columns: &LakeColumns, layouts: &[WalTable], shapes: &[Shape], images: &[Image<'_>]) -> ArrayRef {
     let telling: Vec<_> =
         shapes.iter().map(|shape| telling_columns(columns, &shape.sources, &layouts[shape.layout])).collect();
-    let mut array = BinaryBuilder::new();
-    for Image { change, row, shape, .. } in images {
-        let told = telling[*shape].as_ref().is_some_and(|columns| {
+    let tells = |Image { row, shape, .. }: &Image<'_>| {
+        telling[*shape].as_ref().is_some_and(|columns| {
             columns.iter().all(|(source, column_type)| is_told(*column_type, row.values.get(*source)))
-        });
-        array.append_option((!told).then(|| stored(&key(&layouts[change.layout], change.rowid, row))));
+        })
+    };
+    // As in most tables.
+    if images.iter().all(tells) {
+        return new_null_array(&DataType::Binary, images.len());
+    }
+    let mut array = BinaryBuilder::new();
+    for image @ Image { change, row, .. } in images {
+        array.append_option((!tells(image)).then(|| stored(&key(&layouts[change.layout], change.rowid, row))));
     }
     Arc::new(array.finish())
 }
@@ -180,6 +188,9 @@ fn letter_array(meta: Meta, layouts: &[WalTable], images: &[Image<'_>]) -> Array
 }
 
 fn misfit_array(layouts: &[WalTable], images: &[Image<'_>], misfits: &[bool]) -> ArrayRef {
+    if !misfits.contains(&true) {
+        return new_null_array(&DataType::Utf8, images.len());
+    }
     let mut array = StringBuilder::new();
     for (image, misfit) in images.iter().zip(misfits) {
         array.append_option(misfit.then(|| row_json(&layouts[image.change.layout], image.row)));

@@ -1,6 +1,7 @@
 //! Partitions: which one a row is in, what it is called, and how the index keeps it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Date32Type, Float64Type, Int32Type, Int64Type, TimestampMicrosecondType};
@@ -159,7 +160,7 @@ impl Partitioner {
             .transforms
             .iter()
             .zip(batch.columns())
-            .map(|(transform, column)| transform.transform(column.clone()))
+            .map(|(transform, column)| transform.transform(without_zone(column)))
             .collect::<Result<_, _>>()?;
         for row in 0..batch.num_rows() {
             let values = arrays.iter().map(|array| literal(array, row)).collect::<Result<Vec<_>, _>>()?;
@@ -185,6 +186,14 @@ impl Known {
         self.partitions.push(partition.clone());
         self.places.insert(partition, place);
         place
+    }
+}
+
+/// Times without their zone, which is UTC: the transforms would look it up, and only builds with DataFusion know zones by name.
+fn without_zone(column: &ArrayRef) -> ArrayRef {
+    match column.as_primitive_opt::<TimestampMicrosecondType>() {
+        Some(times) => Arc::new(times.clone().with_timezone_opt(None::<Arc<str>>)),
+        None => Arc::clone(column),
     }
 }
 

@@ -38,6 +38,14 @@ pub(super) async fn write(store: &dyn ObjectStore, prefix: &str) -> Result<Strin
     store.delete(&two).await?;
     transcript.line("delete two, create two", &created(store.create(&two, Bytes::new()).await)?);
     transcript.list("list", store, "/").await?;
+    let several = [(&one, "one of several"), (&two, "another of them")];
+    let several = several.map(|(path, text)| (path.clone(), Bytes::from_static(text.as_bytes())));
+    store.put_all(several.into()).await?;
+    transcript.line("put one and two at once, get one", &shown(store.get(&one).await?));
+    transcript.line("get two", &shown(store.get(&two).await?));
+    store.put_all(Vec::new()).await?;
+    transcript.list("put nothing at once, list", store, "/").await?;
+    store.delete(&one).await?;
     store.delete(&two).await?;
     Ok(transcript.text)
 }

@@ -112,6 +112,9 @@ delete one twice, get one: none
 list: /two 6
 delete two, create two: created
 list: /two 0
+put one and two at once, get one: one of several
+get two: another of them
+put nothing at once, list: /deep/er/one 14, /two 15
 ";
     equal("the transcript", &reply.text, &expected.to_owned())
 }

@@ -53,6 +53,18 @@ def test_options_of_a_table_are_set_and_kept(worker):
     assert not any(option["set"] for option in reset["tables"]["t"].values())
 
 
+@pytest.mark.parametrize("part", ["year", "month", "hour"])
+def test_tables_are_partitioned_by_parts_of_times(worker, part):
+    table = f"by_{part}"
+    worker.sql(f"CREATE TABLE {table} (id INTEGER PRIMARY KEY)")
+    worker.sql(f"ALTER LAKE ON {table} SET partition_by = '{part}(_committed_at)'")
+    worker.sql(f"INSERT INTO {table} VALUES (1), (2), (3)")
+    worker.flush()
+    worker.fetch_lake()
+    assert sorted(lakehouse.rows(worker.data_dir, table, ("id",))) == [(1,), (2,), (3,)]
+    assert list(worker.data_dir.rglob(f"{table}/data/_committed_at_{part}=*"))
+
+
 def test_what_cannot_be_done_is_refused(worker):
     assert post(worker, "/admin/compact", {"tables": ["nothing"]}, 404)["error"]["code"] == "NOT_FOUND"
     assert post(worker, "/admin/cleanup", {"mode": "some"}, 400)["error"]["code"] == "INVALID_REQUEST"

@@ -403,9 +403,10 @@ fn a_lake_in_a_catalog_has_everything_once_through_storms() {
 /// The test can fail: where a metadata version that another writer has just created is replaced, its rows are missed.
 #[test]
 fn a_careless_creation_is_noticed() {
-    let careless = SimulationConfig { careless_creation: true, ..stormy() };
-    let odd = (0..40).map(|number| 2 * number + 1);
-    let noticed = odd.filter(|seed| matches!(history(*seed, careless.clone()), Err(Failure::Wrong(_)))).count();
-    // Writers read the version they commit on just before, so that few get in each other's way: 3 of these do.
-    assert!(noticed >= 1, "none of 40 histories showed that commits replaced each other");
+    let careless = SimulationConfig { careless_creation: true, object_slowness: 0.3, ..stormy() };
+    let mut odd = (0..400).map(|number| 2 * number + 1);
+    // Few show: both writers have the same changes, so that one of them brings again what it replaced of the other's.
+    let noticed = odd.find(|seed| matches!(history(*seed, careless.clone()), Err(Failure::Wrong(_))));
+    assert!(noticed.is_some(), "none of 400 histories showed that commits replaced each other");
+    println!("history {noticed:?} showed it");
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use bytes::Bytes;
 use dosql_actors::{Actor, Call, Context, Handled, ObjectStore};
 use dosql_proto::{
     Error, ErrorCode, LakeAppend, LakePosition, LakePositions, LakeProtocol, LakeReply, LakeRequest, LakeStatus,
@@ -21,6 +22,11 @@ use crate::maintenance::Schedule;
 const SHORTEST_PAUSE_MS: u64 = 1_000;
 const LONGEST_PAUSE_MS: u64 = 60_000;
 
+/// Readers and shards are told of what was committed after this part of the flush interval, and [`LONGEST_SETTLING_MS`], at the
+/// latest: where one flush follows the other, telling of each would cost more than the flush.
+const SETTLING_PART: u64 = 10;
+const LONGEST_SETTLING_MS: u64 = 1_000;
+
 /// The actor `lake/default`: takes change records in and commits them to Iceberg tables.
 ///
 /// What is buffered is lost with the incarnation, and delivered again: the shards keep their records until they are durable
@@ -32,12 +38,16 @@ pub struct Lake {
     buffer: Buffer,
     shards: BTreeMap<Rc<str>, Progress>,
     last_flush_ms: u64,
+    /// Not before this are readers and shards told again of what was committed.
+    settle_from_ms: u64,
     /// Flushes that failed in a row.
     failures: u32,
     /// Why the last one failed.
     flush_error: String,
     /// Not before this is a flush tried again that nobody asked for.
     retry_at_ms: u64,
+    /// When the alarm will ring.
+    armed_ms: Option<u64>,
 }
 
 /// The object that tells how far each shard is in every table.
@@ -51,11 +61,27 @@ async fn read_positions(objects: &dyn ObjectStore) -> Result<Option<BTreeMap<Str
     serde_json::from_slice(&bytes).map(Some).map_err(malformed)
 }
 
+fn positions_object(positions: &BTreeMap<String, u64>) -> Result<Bytes, LakeError> {
+    let malformed =
+        |error: serde_json::Error| LakeError::Malformed { path: POSITIONS.to_owned(), reason: error.to_string() };
+    Ok(serde_json::to_vec(positions).map_err(malformed)?.into())
+}
+
 /// How far one shard's records have come.
 #[derive(Debug, Clone, Copy, Default)]
 struct Progress {
     accepted: u64,
+    /// What every table has.
+    committed: u64,
+    /// What every table has even where the actor's database is lost: the shard may forget it.
     durable: u64,
+}
+
+impl Progress {
+    /// Whether what was committed is durable, too.
+    fn is_known(&self) -> bool {
+        self.committed == self.durable
+    }
 }
 
 impl Actor for Lake {
@@ -88,18 +114,20 @@ impl Actor for Lake {
         let shards = index
             .durable()?
             .into_iter()
-            .map(|(shard, lsn)| (shard.into(), Progress { accepted: lsn, durable: lsn }))
+            .map(|(shard, lsn)| (shard.into(), Progress { accepted: lsn, committed: lsn, durable: lsn }))
             .collect();
         let writer = Writer::new(&context, authority, index)?;
         let buffer = Buffer::default();
         let schedule = Schedule::new(context.now_ms());
-        let lake = Self {
+        let mut lake = Self {
             context,
             writer,
             schedule,
             buffer,
             shards,
             last_flush_ms: 0,
+            settle_from_ms: 0,
+            armed_ms: None,
             failures: 0,
             flush_error: String::new(),
             retry_at_ms: 0,
@@ -110,6 +138,11 @@ impl Actor for Lake {
 
     async fn handle(&mut self, request: LakeRequest, _call: &Call) -> Handled<LakeReply> {
         use lake_request::Request;
+        // What these ask for tells nobody of a commit, and takes away nothing that readers may still be pointed at.
+        let may_wait = matches!(
+            request.request,
+            Some(Request::Append(_) | Request::Positions(_) | Request::Status(_) | Request::Options(_))
+        );
         let outcome = match request.request {
             Some(Request::Append(append)) => self.append(append).await.map(|()| self.positions()),
             Some(Request::Flush(_)) => self.flush().await.map(|()| self.positions()).map_err(Failure::from),
@@ -121,7 +154,7 @@ impl Actor for Lake {
             Some(Request::Options(options)) => Ok(self.options(&options)),
             None => Err(Failure::Answer(Error::invalid("the lake request is empty"))),
         };
-        self.put_hints().await;
+        let outcome = if may_wait { outcome } else { self.try_settle().await.and(outcome) };
         match outcome {
             Ok(reply) => Handled::Reply(Ok(LakeReply { reply: Some(reply) })),
             Err(Failure::Answer(error)) => Handled::Reply(Err(error)),
@@ -130,12 +163,15 @@ impl Actor for Lake {
     }
 
     async fn alarm(&mut self) -> Result<(), Error> {
+        self.armed_ms = None;
         let is_due = self.flush_at_ms().is_some_and(|at_ms| at_ms <= self.context.now_ms());
-        let mut outcome = if is_due { self.try_flush().await } else { Ok(()) };
+        let mut outcome = if is_due { self.try_commit().await } else { Ok(()) };
         if !matches!(outcome, Err(Failure::Crash(_))) {
             outcome = self.maintain().await;
         }
-        self.put_hints().await;
+        if !matches!(outcome, Err(Failure::Crash(_))) && self.is_settling_due() {
+            outcome = self.try_settle().await.and(outcome);
+        }
         self.arm();
         match outcome {
             Err(Failure::Crash(error)) => Err(error),
@@ -200,14 +236,14 @@ impl Lake {
                 self.arm();
             }
             if self.is_full() && self.retry_at_ms <= self.context.now_ms() {
-                self.try_flush().await.or_else(|failure| match failure {
+                self.try_commit().await.or_else(|failure| match failure {
                     // The records stay buffered; the flush is tried again.
                     Failure::Answer(_) => Ok(()),
                     Failure::Crash(_) => Err(failure),
                 })?;
             }
         }
-        Ok(())
+        if self.is_settling_due() { self.try_settle().await } else { Ok(()) }
     }
 
     /// Whether the buffer holds enough for a flush. By size at half its limit, so that records still fit in while object
@@ -229,10 +265,23 @@ impl Lake {
         Some(since_ms.saturating_add(self.context.settings().lake_flush_interval_ms).max(self.retry_at_ms))
     }
 
+    /// When readers and shards are to be told of what was committed; `None` where they know.
+    fn settle_at_ms(&self) -> Option<u64> {
+        let is_known = self.shards.values().all(Progress::is_known) && !self.writer.authority.has_hints();
+        (!is_known).then_some(self.settle_from_ms)
+    }
+
+    fn is_settling_due(&self) -> bool {
+        self.settle_at_ms().is_some_and(|at_ms| at_ms <= self.context.now_ms())
+    }
+
     /// Has the actor called when there is something to do.
-    fn arm(&self) {
-        self.context
-            .set_alarm(self.flush_at_ms().map_or(self.schedule.next_ms, |at_ms| at_ms.min(self.schedule.next_ms)));
+    fn arm(&mut self) {
+        let due = [self.flush_at_ms(), self.settle_at_ms()].into_iter().flatten();
+        let at_ms = due.fold(self.schedule.next_ms, u64::min);
+        if self.armed_ms.replace(at_ms) != Some(at_ms) {
+            self.context.set_alarm(at_ms);
+        }
     }
 
     /// The next flush need not wait for the pause after a failure.
@@ -242,54 +291,95 @@ impl Lake {
         self.arm();
     }
 
-    /// A flush that nobody asked for: when it fails it is tried again later.
-    async fn try_flush(&mut self) -> Result<(), Failure> {
-        let outcome = self.flush().await;
+    /// A commit that nobody asked for: when it fails it is tried again later.
+    async fn try_commit(&mut self) -> Result<(), Failure> {
+        let outcome = self.commit().await;
         if let Err(error) = &outcome {
             tracing::warn!(%error, failures = self.failures, "flush failed");
-            self.arm();
         }
+        self.arm();
         outcome.map_err(Failure::from)
     }
 
+    /// Tells readers and shards; when that fails it is tried again later.
+    async fn try_settle(&mut self) -> Result<(), Failure> {
+        let Err(error) = self.settle().await else { return Ok(()) };
+        tracing::warn!(%error, failures = self.failures, "what was committed is not told of");
+        self.arm();
+        match Failure::from(error) {
+            Failure::Answer(_) => Ok(()),
+            crash @ Failure::Crash(_) => Err(crash),
+        }
+    }
+
     async fn flush(&mut self) -> Result<(), LakeError> {
+        self.commit().await?;
+        self.settle().await
+    }
+
+    /// Commits what is buffered to its tables.
+    async fn commit(&mut self) -> Result<(), LakeError> {
         if self.buffer.since_ms.is_none() {
             return Ok(());
         }
+        self.buffer.seal();
         if let Err(error) = self.writer.flush(&self.buffer).await {
-            let pause_ms = SHORTEST_PAUSE_MS.saturating_mul(1 << self.failures.min(16)).min(LONGEST_PAUSE_MS);
-            self.failures = self.failures.saturating_add(1);
-            self.retry_at_ms = self.context.now_ms().saturating_add(pause_ms);
-            self.flush_error = error.to_string();
+            self.failed(&error);
             return Err(error);
         }
-        let accepted = self.shards.iter().map(|(shard, progress)| (shard.to_string(), progress.accepted)).collect();
-        if accepted != self.writer.index.durable()? {
-            // Before the shards may forget their records: where the database is lost, this tells how far it was.
-            self.put_positions(&accepted).await?;
-            self.writer.index.set_durable(&accepted)?;
-        }
-        self.shards.values_mut().for_each(|progress| progress.durable = progress.accepted);
+        self.shards.values_mut().for_each(|progress| progress.committed = progress.accepted);
         self.buffer.clear();
-        self.failures = 0;
-        self.flush_error.clear();
-        self.retry_at_ms = 0;
+        self.succeeded();
         self.last_flush_ms = self.context.now_ms();
         Ok(())
     }
 
-    async fn put_positions(&self, positions: &BTreeMap<String, u64>) -> Result<(), LakeError> {
-        let malformed =
-            |error: serde_json::Error| LakeError::Malformed { path: POSITIONS.to_owned(), reason: error.to_string() };
-        let bytes = serde_json::to_vec(positions).map_err(malformed)?;
-        self.writer.authority.put_with_hints(vec![(POSITIONS.to_owned(), bytes.into())]).await
+    /// Points readers at what was committed, and has the shards forget what every table has.
+    pub(crate) async fn settle(&mut self) -> Result<(), LakeError> {
+        if self.settle_at_ms().is_none() {
+            return Ok(());
+        }
+        if let Err(error) = self.try_to_settle().await {
+            self.failed(&error);
+            self.settle_from_ms = self.retry_at_ms;
+            return Err(error);
+        }
+        if self.buffer.since_ms.is_none() {
+            self.succeeded();
+        }
+        let delay_ms = (self.context.settings().lake_flush_interval_ms / SETTLING_PART).min(LONGEST_SETTLING_MS);
+        self.settle_from_ms = self.context.now_ms().saturating_add(delay_ms);
+        Ok(())
     }
 
-    /// Points readers at what was committed, where no flush has.
-    async fn put_hints(&self) {
-        if let Err(error) = self.writer.authority.put_with_hints(Vec::new()).await {
-            tracing::warn!(%error, "version hints not written");
+    async fn try_to_settle(&mut self) -> Result<(), LakeError> {
+        let mut objects = Vec::new();
+        let committed: BTreeMap<String, u64> =
+            self.shards.iter().map(|(shard, progress)| (shard.to_string(), progress.committed)).collect();
+        let is_known = self.shards.values().all(Progress::is_known);
+        if !is_known {
+            // Before the shards may forget their records: where the database is lost, this tells how far it was.
+            objects.push((POSITIONS.to_owned(), positions_object(&committed)?));
         }
+        self.writer.authority.put_with_hints(objects).await?;
+        if !is_known {
+            self.writer.index.set_durable(&committed)?;
+            self.shards.values_mut().for_each(|progress| progress.durable = progress.committed);
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, error: &LakeError) {
+        let pause_ms = SHORTEST_PAUSE_MS.saturating_mul(1 << self.failures.min(16)).min(LONGEST_PAUSE_MS);
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at_ms = self.context.now_ms().saturating_add(pause_ms);
+        self.flush_error = error.to_string();
+    }
+
+    fn succeeded(&mut self) {
+        self.failures = 0;
+        self.flush_error.clear();
+        self.retry_at_ms = 0;
     }
 
     fn shard_positions(&self) -> Vec<LakePosition> {

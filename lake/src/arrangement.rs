@@ -45,8 +45,7 @@ impl Arrangement<'_> {
             }
             let (columns, shapes) = self.only(&partitioner.places);
             for rows in rows.chunks(BATCH_ROWS) {
-                let layouts = &self.images.buffered.layouts;
-                let batch = record_batch(&columns, layouts, &shapes, &self.images.get(rows))?;
+                let batch = record_batch(&columns, self.images, &shapes, rows)?;
                 partitioner.partitions(&batch, &mut known, &mut found)?;
             }
         }
@@ -62,7 +61,7 @@ impl Arrangement<'_> {
         let places: Vec<usize> = columns.iter().map(|(place, ..)| *place).collect();
         let how: Vec<How> = columns.iter().map(|(_, direction, nulls)| (*direction, *nulls)).collect();
         let (columns, shapes) = self.only(&places);
-        let batch = record_batch(&columns, &self.images.buffered.layouts, &shapes, &self.images.get(rows))?;
+        let batch = record_batch(&columns, self.images, &shapes, rows)?;
         let order = sorted(&batch, &how)?;
         *rows = order.values().iter().map(|row| rows[*row as usize]).collect();
         Ok(())

@@ -137,9 +137,9 @@ impl Authority {
     /// Makes this the table's current metadata. On an error the table's state is unknown: it must be loaded anew.
     pub(crate) async fn commit(&self, table: &mut LakeTable, metadata: TableMetadata) -> Result<(), LakeError> {
         match self {
-            Self::Versions(objects, hints) => {
+            Self::Versions(objects, _) => {
                 table.commit_version(&**objects, metadata).await?;
-                hints.borrow_mut().insert(table.directory.clone(), table.version);
+                self.renew_hint(table);
                 Ok(())
             }
             Self::Catalog(catalog) => {
@@ -147,6 +147,18 @@ impl Authority {
                 Ok(())
             }
         }
+    }
+
+    /// Has readers pointed at a table's version with the next hints, as those before may have been lost.
+    pub(crate) fn renew_hint(&self, table: &LakeTable) {
+        if let Self::Versions(_, hints) = self {
+            hints.borrow_mut().insert(table.directory.clone(), table.version);
+        }
+    }
+
+    /// Whether versions were committed that readers are not yet pointed at.
+    pub(crate) fn has_hints(&self) -> bool {
+        matches!(self, Self::Versions(_, hints) if !hints.borrow().is_empty())
     }
 
     /// Points readers at the versions that were committed since the last time, and writes these objects with them. After an error

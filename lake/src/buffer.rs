@@ -3,43 +3,32 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use dosql_proto::value::Kind;
-use dosql_proto::{Operation, Row, RowChange, SchemaChange, Value, WalRecord, WalTable};
+use dosql_proto::{Operation, Row, RowChange, SchemaChange, WalRecord, WalTable};
 
 use crate::LakeError;
-use crate::columns::ColumnType;
 use crate::misfits::Misfit;
+use crate::rows::{RowRef, Rows, Sizes};
 
-/// What happened to a row.
-#[derive(Debug)]
+/// Memory that a flush takes for a change beside it, about: its key, where its row goes, what the index says of it.
+const PLAN_BYTES: usize = 192;
+
+/// What happened to a row. Images of rows are numbers in the [`Rows`] of the change's layout.
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Action {
     Insert {
-        after: Row,
+        after: u32,
     },
     Update {
-        before: Row,
-        after: Row,
+        before: u32,
+        after: u32,
     },
     Delete {
-        before: Row,
+        before: u32,
     },
     /// The shard dropped the table: none of its rows remain.
     Drop,
     /// The shard's rows have the change's layout from here on.
     Reshape,
-}
-
-impl Action {
-    /// Its rows, and whether each is the one before the change.
-    fn rows(&self) -> impl Iterator<Item = (&Row, bool)> {
-        let (before, after) = match self {
-            Self::Insert { after } => (None, Some(after)),
-            Self::Update { before, after } => (Some(before), Some(after)),
-            Self::Delete { before } => (Some(before), None),
-            Self::Drop | Self::Reshape => (None, None),
-        };
-        before.map(|row| (row, true)).into_iter().chain(after.map(|row| (row, false)))
-    }
 }
 
 /// One change of a source table.
@@ -69,42 +58,67 @@ impl Change {
 pub(crate) struct TableBuffer {
     /// The forms its rows have had.
     pub(crate) layouts: Vec<WalTable>,
-    /// By layout, the types that its columns have in the lake.
-    types: Vec<Vec<ColumnType>>,
+    /// By layout.
+    pub(crate) rows: Vec<Rows>,
     /// In the order of each shard's LSNs.
     pub(crate) changes: Vec<Change>,
     /// The values that do not fit the types which their columns were declared with.
     pub(crate) misfits: Vec<Misfit>,
+    /// What there was of the layout that came last before.
+    before: Option<Sizes>,
 }
 
 impl TableBuffer {
-    /// The index of this layout.
+    /// The index of this layout, whose rows may become more.
     fn layout(&mut self, table: &WalTable) -> usize {
-        if let Some(index) = self.layouts.iter().rposition(|layout| layout == table) {
+        let known = self.layouts.iter().rposition(|layout| layout == table);
+        if let Some(index) = known.filter(|index| self.rows[*index].is_open()) {
             return index;
         }
         self.layouts.push(table.clone());
-        self.types.push(table.columns.iter().map(|column| ColumnType::of_declared(&column.declared_type)).collect());
+        self.rows.push(Rows::new(table, self.before.take()));
         self.layouts.len() - 1
     }
 
-    /// Takes in a change; returns the memory that it takes, in bytes, about. Its values are looked at once, while they are in the
-    /// processor's cache.
-    fn push(&mut self, change: Change) -> u64 {
-        let (number, types) = (self.changes.len(), &self.types[change.layout]);
-        let mut bytes = size_of::<Change>();
-        for (row, before) in change.action.rows() {
-            bytes += row.values.capacity() * size_of::<Value>();
-            for (place, (value, column_type)) in row.values.iter().zip(types).enumerate() {
-                let Some(kind) = &value.kind else { continue };
-                bytes += heap_bytes(kind);
-                if !column_type.fits(kind) {
-                    self.misfits.push(Misfit { change: number, before, place });
-                }
-            }
-        }
+    /// An image of a change.
+    pub(crate) fn row(&self, change: &Change, image: u32) -> RowRef<'_> {
+        self.rows[change.layout].get(image)
+    }
+
+    /// Takes in a row; returns its number, and the memory that it takes, in bytes, about.
+    fn push_row(&mut self, row: Row, layout: usize, before: bool) -> (u32, usize) {
+        let (change, misfits) = (self.changes.len(), &mut self.misfits);
+        self.rows[layout].push(row, |place| misfits.push(Misfit { change, before, place }))
+    }
+
+    /// Takes in a change; returns the memory that it takes, in bytes, about.
+    fn push(&mut self, place: &mut Place<'_>, layout: usize, change: RowChange) -> u64 {
+        let RowChange { rowid, before, after, .. } = change;
+        let before = before.map(|row| self.push_row(row, layout, true));
+        let after = after.map(|row| self.push_row(row, layout, false));
+        let bytes = [before, after].iter().flatten().map(|(_, bytes)| bytes).sum::<usize>();
+        let action = match (before, after) {
+            (Some((before, _)), Some((after, _))) => Action::Update { before, after },
+            (None, Some((after, _))) => Action::Insert { after },
+            (Some((before, _)), None) => Action::Delete { before },
+            // No change that was checked has neither.
+            (None, None) => return 0,
+        };
+        self.push_change(place.change(rowid, layout, action)) + bytes as u64
+    }
+
+    fn push_change(&mut self, change: Change) -> u64 {
         self.changes.push(change);
-        bytes as u64
+        (size_of::<Change>() + PLAN_BYTES) as u64
+    }
+
+    /// Forgets the changes, but keeps memory for as many.
+    fn clear(&mut self) {
+        self.before = self.rows.last().map(Rows::sizes);
+        self.rows.clear();
+        self.layouts.clear();
+        self.changes.clear();
+        self.misfits.clear();
     }
 }
 
@@ -125,28 +139,26 @@ impl Buffer {
     /// Forgets everything, but keeps the memory for as many changes of the same tables.
     pub(crate) fn clear(&mut self) {
         self.tables.retain(|_, table| !table.changes.is_empty());
-        for table in self.tables.values_mut() {
-            table.changes.clear();
-            *table = TableBuffer { changes: std::mem::take(&mut table.changes), ..TableBuffer::default() };
-        }
-        *self = Self { tables: std::mem::take(&mut self.tables), ..Self::default() };
+        self.tables.values_mut().for_each(TableBuffer::clear);
+        (self.events, self.bytes, self.since_ms) = (0, 0, None);
+    }
+
+    /// Has everything ready to be read. What comes later is read only after the next time.
+    pub(crate) fn seal(&mut self) {
+        self.tables.values_mut().flat_map(|table| &mut table.rows).for_each(Rows::seal);
     }
 
     /// Takes in one record.
     pub(crate) fn push(&mut self, shard: &Rc<str>, record: WalRecord, now_ms: u64) -> Result<(), LakeError> {
-        let WalRecord { lsn, hlc, tables, changes, schema_changes, .. } = record;
+        let WalRecord { lsn, hlc, tables, mut changes, schema_changes, .. } = record;
         let malformed = |reason: String| LakeError::Record { shard: shard.to_string(), lsn, reason };
         if let Some(change) = changes.iter().find(|change| change.table as usize >= tables.len()) {
             return Err(malformed(format!("a change refers to table {} of {}", change.table, tables.len())));
         }
         // Checked as a whole, so that a malformed record leaves nothing behind.
-        let changes: Vec<_> = changes
-            .into_iter()
-            .map(|change| {
-                let (table, rowid) = (change.table as usize, change.rowid);
-                action(change, tables[table].columns.len()).map(|action| (table, rowid, action))
-            })
-            .collect::<Result<_, _>>()
+        changes
+            .iter_mut()
+            .try_for_each(|change| check(change, tables[change.table as usize].columns.len()))
             .map_err(malformed)?;
         self.since_ms.get_or_insert(now_ms);
         let committed_ms = i64::try_from(hlc >> 16).unwrap_or(i64::MAX);
@@ -156,7 +168,7 @@ impl Buffer {
         let mut layouts: Vec<Option<Option<usize>>> = vec![None; tables.len()];
         // Up to here the changes only show values under a column's new name. The lake follows columns by their ids.
         let mut renamed = 0;
-        for (number, (index, rowid, action)) in changes.into_iter().enumerate() {
+        for (number, change) in changes.into_iter().enumerate() {
             while let Some(change) = schema_changes.next_if(|change| change.after_changes as usize <= number) {
                 renamed = number + change.renaming_changes as usize;
                 self.push_schema_change(change, &mut place);
@@ -164,12 +176,13 @@ impl Buffer {
             if number < renamed {
                 continue;
             }
+            let index = change.table as usize;
             let table = &tables[index];
             let layout = *layouts[index].get_or_insert_with(|| {
                 is_mirrored(&table.name).then(|| entry(&mut self.tables, &table.name).layout(table))
             });
             let (Some(layout), Some(buffer)) = (layout, self.tables.get_mut(&table.name)) else { continue };
-            self.bytes += buffer.push(place.change(rowid, layout, action));
+            self.bytes += buffer.push(&mut place, layout, change);
             self.events += 1;
         }
         for change in schema_changes {
@@ -184,13 +197,13 @@ impl Buffer {
         if !dropped.is_empty() && is_mirrored(&dropped) {
             let buffer = entry(&mut self.tables, &dropped);
             let layout = buffer.layout(&WalTable { name: dropped, ..WalTable::default() });
-            self.bytes += buffer.push(place.change(0, layout, Action::Drop));
+            self.bytes += buffer.push_change(place.change(0, layout, Action::Drop));
             self.events += 1;
         }
         if let Some(table) = table.filter(|table| is_mirrored(&table.name)) {
             let buffer = entry(&mut self.tables, &table.name);
             let layout = buffer.layout(&table);
-            self.bytes += buffer.push(place.change(0, layout, Action::Reshape));
+            self.bytes += buffer.push_change(place.change(0, layout, Action::Reshape));
             self.events += 1;
         }
     }
@@ -224,28 +237,22 @@ fn is_mirrored(table: &str) -> bool {
     !starts("sqlite_") && !starts("_dosql_")
 }
 
-fn action(change: RowChange, columns: usize) -> Result<Action, String> {
-    let operation = change.operation();
-    let image = |row: Option<Row>, which: &str| match row {
-        Some(row) if row.values.len() == columns => Ok(row),
-        Some(row) => Err(format!("a row has {} values, its table {columns} columns", row.values.len())),
-        None => Err(format!("a change lacks its {which} image")),
-    };
-    Ok(match operation {
-        Operation::Insert => Action::Insert { after: image(change.after, "after")? },
-        Operation::Update => {
-            Action::Update { before: image(change.before, "before")?, after: image(change.after, "after")? }
-        }
-        Operation::Delete => Action::Delete { before: image(change.before, "before")? },
+/// Whether a change has the images that its operation has, of so many columns. Others are taken out.
+fn check(change: &mut RowChange, columns: usize) -> Result<(), String> {
+    let (has_before, has_after) = match change.operation() {
+        Operation::Insert => (false, true),
+        Operation::Update => (true, true),
+        Operation::Delete => (true, false),
         Operation::Unspecified => return Err("a change has no operation".to_owned()),
-    })
-}
-
-/// Memory of a value beside the value itself.
-fn heap_bytes(kind: &Kind) -> usize {
-    match kind {
-        Kind::Text(text) => text.capacity(),
-        Kind::Blob(bytes) | Kind::RawText(bytes) => bytes.capacity(),
-        Kind::Integer(_) | Kind::Real(_) => 0,
+    };
+    for (image, is_due, which) in [(&mut change.before, has_before, "before"), (&mut change.after, has_after, "after")]
+    {
+        match image {
+            _ if !is_due => *image = None,
+            Some(row) if row.values.len() == columns => {}
+            Some(row) => return Err(format!("a row has {} values, its table {columns} columns", row.values.len())),
+            None => return Err(format!("a change lacks its {which} image")),
+        }
     }
+    Ok(())
 }

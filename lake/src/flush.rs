@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use arrow::array::ArrayRef;
 use dosql_actors::{Context, ObjectStore};
 use uuid::Uuid;
 
@@ -34,10 +35,11 @@ use crate::parquet_file::{DataFileWriter, FileForm, LakeFile, Placement, positio
 use crate::partition::Partition;
 use crate::record_batch::record_batch;
 use crate::reshape::Shapes;
+use crate::rows::Rows;
 use crate::table::{LakeTable, WATERMARK, table_name};
 
-/// Rows that are turned into columns at a time: each column goes through all of them, while they are in the processor's cache.
-const BATCH_ROWS: usize = 512;
+/// Rows that are written at a time.
+const BATCH_ROWS: usize = 4_096;
 
 /// How often in a row another program may be faster before a flush fails, to be tried again later.
 const MOST_CONFLICTS: u32 = 3;
@@ -86,7 +88,8 @@ impl Writer {
         if !options.mirror && has_rows {
             self.mirror_lacks_changes(source).await?;
         }
-        let batch = SourceBatch { source, buffered, misfits, options: &options };
+        let arrays: Vec<Vec<ArrayRef>> = buffered.rows.iter().map(Rows::arrays).collect();
+        let batch = SourceBatch { source, buffered, arrays: &arrays, misfits, options: &options };
         for kind in [TableKind::Mirror, TableKind::Changes, TableKind::DeadLetters] {
             let name = table_name(source, kind);
             let mut conflicts = 0;
@@ -185,7 +188,7 @@ impl Writer {
         }
         let known = self.index.table(name)?;
         let names = SnapshotNames { snapshot_id: self.new_snapshot_id(), uuid: self.new_uuid() };
-        let images = Images { buffered, shapes: &shapes };
+        let images = Images { buffered, shapes: &shapes, arrays: batch.arrays };
         let arrangement = Arrangement { table, images: &images };
         let prepared = match kind {
             TableKind::Mirror => self.prepare_mirror(&known, &arrangement, names, &changes)?,
@@ -324,8 +327,7 @@ impl Writer {
         let form = self.file_form(table, &options.files, file.rows.len());
         let mut writer = DataFileWriter::new(&table.columns, form);
         for rows in file.rows.chunks(BATCH_ROWS) {
-            let (layouts, shapes) = (&images.buffered.layouts, &images.shapes.shapes);
-            writer.write(&record_batch(&table.columns, layouts, shapes, &images.get(rows))?)?;
+            writer.write(&record_batch(&table.columns, images, &images.shapes.shapes, rows)?)?;
         }
         let (url, partition) = (&file.url, &file.partition);
         writer.finish(&table.columns, &Placement { url, partition, sort_order_id: table.sort_order_id() })
@@ -372,6 +374,8 @@ impl Writer {
 struct SourceBatch<'a> {
     source: &'a str,
     buffered: &'a TableBuffer,
+    /// By layout, the columns of its rows.
+    arrays: &'a [Vec<ArrayRef>],
     misfits: &'a [Misfit],
     options: &'a TableOptions,
 }

@@ -1,16 +1,18 @@
 //! The rows that are to be written: images out of the buffered changes.
 
-use dosql_proto::Row;
+use arrow::array::ArrayRef;
 
 use crate::buffer::{Action, Change, TableBuffer};
 use crate::misfits::Misfit;
 use crate::reshape::Shapes;
+use crate::rows::RowRef;
 
 /// One row to be written: an image out of a change.
 #[derive(Clone, Copy)]
 pub(crate) struct Image<'a> {
     pub(crate) change: &'a Change,
-    pub(crate) row: &'a Row,
+    /// `None` where the change is about no row.
+    pub(crate) row: Option<RowRef<'a>>,
     /// The index of the row's [`Shape`](crate::reshape::Shape).
     pub(crate) shape: usize,
     /// For the change log's `_operation`.
@@ -52,6 +54,8 @@ impl ImageId {
 pub(crate) struct Images<'a> {
     pub(crate) buffered: &'a TableBuffer,
     pub(crate) shapes: &'a Shapes,
+    /// By layout, the columns of its rows.
+    pub(crate) arrays: &'a [Vec<ArrayRef>],
 }
 
 impl<'a> Images<'a> {
@@ -82,15 +86,15 @@ impl<'a> Images<'a> {
     }
 
     fn image(&self, id: ImageId) -> Image<'a> {
-        const NO_ROW: &Row = &Row { values: Vec::new() };
         let change = &self.buffered.changes[id.change as usize];
-        let (row, operation) = match (&change.action, id.which) {
-            (Action::Update { before, .. }, Which::Before) => (before, "update_before"),
-            (Action::Delete { before }, _) => (before, "delete"),
-            (Action::Insert { after }, _) => (after, "insert"),
-            (Action::Update { after, .. }, _) => (after, "update_after"),
-            (Action::Drop | Action::Reshape, _) => (NO_ROW, "drop_table"),
+        let (image, operation) = match (change.action, id.which) {
+            (Action::Update { before, .. }, Which::Before) => (Some(before), "update_before"),
+            (Action::Delete { before }, _) => (Some(before), "delete"),
+            (Action::Insert { after }, _) => (Some(after), "insert"),
+            (Action::Update { after, .. }, _) => (Some(after), "update_after"),
+            (Action::Drop | Action::Reshape, _) => (None, "drop_table"),
         };
+        let row = image.map(|image| self.buffered.row(change, image));
         let letter = match id.which {
             Which::Letter(place) => Some(place as usize),
             _ => None,

@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, RecordBatch, StringArray};
 use arrow::datatypes::{Float64Type, Int64Type};
-use dosql_proto::value::Kind;
-use dosql_proto::{Row, Value, WalTable};
+use dosql_proto::WalTable;
 
 use crate::LakeError;
+use crate::cells::Cell;
 use crate::columns::{ColumnType, LakeColumns, Meta, Source};
 use crate::index::Key;
+use crate::rows::RowRef;
 
 const NULL: u8 = 0;
 const INTEGER: u8 = 1;
@@ -25,13 +26,13 @@ const WHOLE: u8 = 6;
 
 /// A row's key: its primary key's values, or its rowid where it has none. A primary key with a NULL, of which SQLite allows
 /// several, counts the rowid in.
-pub(crate) fn key(layout: &WalTable, rowid: i64, row: &Row) -> Key {
-    let value = |column: &u32| row.values.get(*column as usize).and_then(|value| value.kind.as_ref());
+pub(crate) fn key(layout: &WalTable, rowid: i64, row: RowRef<'_>) -> Key {
+    let value = |column: &u32| row.cell(*column as usize);
     match layout.primary_key.as_slice() {
         [] => return Key::Integer(rowid),
         [column] => {
-            if let Some(Kind::Integer(integer)) = value(column) {
-                return Key::Integer(*integer);
+            if let Some(Cell::Integer(integer)) = value(column) {
+                return Key::Integer(integer);
             }
         }
         _ => {}
@@ -44,11 +45,11 @@ pub(crate) fn key(layout: &WalTable, rowid: i64, row: &Row) -> Key {
                 bytes.push(NULL);
                 has_null = true;
             }
-            Some(Kind::Integer(integer)) => encode(&mut bytes, INTEGER, &integer.to_be_bytes()),
-            Some(Kind::Real(real)) => encode(&mut bytes, REAL, &real.to_be_bytes()),
-            Some(Kind::Text(text)) => encode(&mut bytes, TEXT, text.as_bytes()),
-            Some(Kind::RawText(text)) => encode(&mut bytes, TEXT, text),
-            Some(Kind::Blob(blob)) => encode(&mut bytes, BLOB, blob),
+            Some(Cell::Integer(integer)) => encode(&mut bytes, INTEGER, &integer.to_be_bytes()),
+            Some(Cell::Real(real)) => encode(&mut bytes, REAL, &real.to_be_bytes()),
+            Some(Cell::Text(text)) => encode(&mut bytes, TEXT, text.as_bytes()),
+            Some(Cell::RawText(text)) => encode(&mut bytes, TEXT, text),
+            Some(Cell::Blob(blob)) => encode(&mut bytes, BLOB, blob),
         }
     }
     if has_null {
@@ -100,13 +101,13 @@ pub(crate) fn telling_columns(
 }
 
 /// Whether a column of this type gives the value back as it was.
-pub(crate) fn is_told(column_type: ColumnType, value: Option<&Value>) -> bool {
+pub(crate) fn is_told(column_type: ColumnType, value: Option<Cell<'_>>) -> bool {
     matches!(
-        (column_type, value.and_then(|value| value.kind.as_ref())),
-        (ColumnType::Long, Some(Kind::Integer(_)))
-            | (ColumnType::Double, Some(Kind::Real(_)))
-            | (ColumnType::String, Some(Kind::Text(_)))
-            | (ColumnType::Binary, Some(Kind::Blob(_)))
+        (column_type, value),
+        (ColumnType::Long, Some(Cell::Integer(_)))
+            | (ColumnType::Double, Some(Cell::Real(_)))
+            | (ColumnType::String, Some(Cell::Text(_)))
+            | (ColumnType::Binary, Some(Cell::Blob(_)))
     )
 }
 

@@ -10,6 +10,7 @@ use dosql_proto::{
     LakeCompaction, lake_reply,
 };
 
+use crate::LakeError;
 use crate::actor::{Failure, Lake};
 use crate::cleanup::{Cleaned, CleanupPolicy};
 use crate::compaction::{Compacted, CompactionPolicy};
@@ -69,7 +70,7 @@ impl Lake {
             }
             Job::CleanUp { table, deep } => {
                 let policy = cleanup_policy(self.context.settings(), *deep, false);
-                self.writer.clean_up(table, &policy).await.map(|_| false)
+                self.take_away(table, &policy).await.map(|_| false)
             }
         };
         match outcome.map_err(Failure::from) {
@@ -79,6 +80,12 @@ impl Lake {
             Err(crash) => return Err(crash),
         }
         Ok(())
+    }
+
+    /// Cleans up a table. Before, readers are pointed at its newest version: it may take away what they are pointed at now.
+    async fn take_away(&mut self, table: &str, policy: &CleanupPolicy) -> Result<Option<Cleaned>, LakeError> {
+        self.settle().await?;
+        self.writer.clean_up(table, policy).await
     }
 
     /// Begins each task once an hour that it is scheduled for.
@@ -131,7 +138,7 @@ impl Lake {
         let LakeCleanup { table, deep, dry_run } = request;
         self.require_table(&table)?;
         let policy = cleanup_policy(self.context.settings(), deep, dry_run);
-        let cleaned = self.writer.clean_up(&table, &policy).await?.unwrap_or_default();
+        let cleaned = self.take_away(&table, &policy).await?.unwrap_or_default();
         let Cleaned { expired_snapshots, objects, failures } = cleaned;
         let object = |(object, reason): (dosql_actors::ObjectMeta, crate::cleanup::Reason)| LakeCleanedObject {
             path: object.path,

@@ -7,8 +7,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use dosql_proto::Row;
-
 use crate::LakeError;
 use crate::block::{BLOCK_ENTRIES, Entry};
 use crate::buffer::{Action, Change, TableBuffer};
@@ -153,7 +151,7 @@ impl<'a> Planner<'a> {
                 let change = *number as u32;
                 shard.touched.push(Touched { key, change, is_written, is_new, is_known: false });
             };
-            match &change.action {
+            match change.action {
                 Action::Insert { after } => touch(self.key(change, after), true, true),
                 Action::Update { before, after } => {
                     let (old, new) = (self.key(change, before), self.key(change, after));
@@ -174,8 +172,8 @@ impl<'a> Planner<'a> {
         Ok(shards)
     }
 
-    fn key(&self, change: &Change, row: &Row) -> Key {
-        key(&self.buffer.layouts[change.layout], change.rowid, row)
+    fn key(&self, change: &Change, image: u32) -> Key {
+        key(&self.buffer.layouts[change.layout], change.rowid, self.buffer.row(change, image))
     }
 
     /// Deletes the rows that the keys had.

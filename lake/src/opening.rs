@@ -45,7 +45,10 @@ impl Writer {
             return Ok(Some(table));
         }
         match self.authority.load(name).await? {
-            Some(table) => self.checked(name, table).await.map(Some),
+            Some(table) => {
+                self.authority.renew_hint(&table);
+                self.checked(name, table).await.map(Some)
+            }
             None => Ok(None),
         }
     }

@@ -92,7 +92,7 @@ impl LakeTable {
             }
         }
         for misfit in widen.iter().filter(|misfit| of[misfit.change] != NO_SHAPE) {
-            let value = buffered.row_of(*misfit).and_then(|row| row.values.get(misfit.place)?.kind.as_ref());
+            let value = buffered.misfit(*misfit);
             let (_, form) = seen[of[misfit.change]];
             let column = self.forms.get(form).and_then(|form| form.get(misfit.place));
             if let Some((column_type, FormColumn(.., of))) = value.and_then(ColumnType::holding).zip(column)

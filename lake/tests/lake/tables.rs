@@ -146,6 +146,37 @@ fn the_alarm_flushes_what_has_waited() {
 }
 
 #[test]
+fn commits_that_follow_each_other_are_told_of_together() {
+    let table = table("t", &[("id", "INTEGER")], &[0]);
+    let record = |lsn: u64| inserts(lsn, &table, vec![vec![lsn.cast_signed().into()]]);
+    let settings = Settings { lake_event_threshold: 1, lake_flush_interval_ms: 4_000, ..Settings::default() };
+    let mut world = world(settings);
+    let told = |world: &mut World| {
+        let hint = world.objects.files.borrow()["warehouse/default/t/metadata/version-hint.text"].clone();
+        let hint = std::str::from_utf8(&hint).unwrap().to_owned();
+        (world.status().shards[0].durable_lsn, hint)
+    };
+    world.append("shard-0", 0, &[record(1)]).unwrap();
+    let (durable, first) = told(&mut world);
+    assert_eq!(durable, 1, "a commit that none was before is told of at once");
+    for lsn in 2..=4 {
+        let positions = world.append("shard-0", lsn - 1, &[record(lsn)]).unwrap();
+        assert_eq!((positions[0].buffered_lsn, positions[0].durable_lsn), (lsn, 1));
+        assert_eq!(world.status().buffer_events, 0, "it is committed");
+    }
+    world.pass(300);
+    assert_eq!(told(&mut world), (1, first.clone()));
+    world.pass(100);
+    let newest = (first.parse::<u64>().unwrap() + 3).to_string();
+    assert_eq!(told(&mut world), (4, newest));
+    // Whoever asks for a flush is told at once.
+    world.append("shard-0", 4, &[record(5)]).unwrap();
+    assert_eq!(told(&mut world).0, 4);
+    assert_eq!(world.flush().unwrap()[0].durable_lsn, 5);
+    assert_eq!(reading::rows(&world.objects, "t").len(), 5);
+}
+
+#[test]
 fn a_full_buffer_refuses_until_it_is_flushed() {
     let table = table("t", &[("id", "INTEGER"), ("text", "TEXT")], &[0]);
     let record = |lsn: u64| inserts(lsn, &table, vec![vec![lsn.cast_signed().into(), "x".repeat(20_000).into()]]);

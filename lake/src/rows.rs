@@ -1,0 +1,334 @@
+//! The buffered rows of one layout, column by column.
+//!
+//! A row is taken apart when it is delivered, while it is in the processor's cache: what is written later are its columns. A value
+//! that its column does not give back as it was is kept beside it. Rows are pushed first; once they are sealed, they are read.
+
+use std::mem;
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, BinaryArray, BinaryBuilder, Float64Array, Float64Builder, Int64Array, Int64Builder, StringArray,
+    StringBuilder,
+};
+use dosql_proto::value::Kind;
+use dosql_proto::{Row, WalTable};
+
+use crate::cells::Cell;
+use crate::columns::ColumnType;
+
+/// Bytes beyond which a record finds them closed: Arrow counts a column's texts in 31 bits, and a shard's records are far smaller.
+const FULL_BYTES: usize = 1 << 30;
+
+/// Memory of a value beside its text.
+const VALUE_BYTES: usize = 8;
+
+/// Rows of one layout.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    columns: Vec<Column>,
+    rows: u32,
+    /// The memory they take, about.
+    bytes: usize,
+    is_sealed: bool,
+}
+
+/// One row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowRef<'a> {
+    rows: &'a Rows,
+    pub(crate) number: u32,
+}
+
+#[derive(Debug)]
+struct Column {
+    /// As the lake has a column of the declared type.
+    column_type: ColumnType,
+    cells: Cells,
+    /// By row, the values that differ from what `cells` gives back.
+    odd: Vec<(u32, Kind)>,
+}
+
+#[derive(Debug)]
+enum Cells {
+    Longs(Int64Builder),
+    Doubles(Float64Builder),
+    Strings(StringBuilder),
+    Binaries(BinaryBuilder),
+    /// Sealed.
+    Long(Int64Array),
+    Double(Float64Array),
+    String(StringArray),
+    Binary(BinaryArray),
+}
+
+/// How many rows there were of a layout, and how many bytes of text in each column.
+#[derive(Debug)]
+pub(crate) struct Sizes {
+    columns: Vec<(ColumnType, usize)>,
+    rows: usize,
+}
+
+/// The types that a layout's columns have in the lake.
+fn types(layout: &WalTable) -> impl Iterator<Item = ColumnType> {
+    layout.columns.iter().map(|column| ColumnType::of_declared(&column.declared_type))
+}
+
+impl Rows {
+    /// None yet, of this layout. There is memory for as many as there were before, where those had the same columns.
+    pub(crate) fn new(layout: &WalTable, before: Option<Sizes>) -> Self {
+        let column = |(column_type, bytes), rows| Column {
+            column_type,
+            cells: Cells::with_capacity(column_type, rows, bytes),
+            odd: Vec::new(),
+        };
+        let known = before.filter(|before| before.columns.iter().map(|(of, _)| *of).eq(types(layout)));
+        let columns = match known {
+            Some(Sizes { columns, rows }) => columns.into_iter().map(|sizes| column(sizes, rows)).collect(),
+            None => types(layout).map(|column_type| column((column_type, 0), 0)).collect(),
+        };
+        Self { columns, rows: 0, bytes: 0, is_sealed: false }
+    }
+
+    pub(crate) fn sizes(&self) -> Sizes {
+        let columns = self.columns.iter().map(|column| (column.column_type, column.cells.text_bytes())).collect();
+        Sizes { columns, rows: self.rows as usize }
+    }
+
+    /// Whether it takes more rows.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.is_sealed && self.rows < u32::MAX && self.bytes <= FULL_BYTES
+    }
+
+    /// Has the rows ready to be read.
+    pub(crate) fn seal(&mut self) {
+        self.is_sealed = true;
+        self.columns.iter_mut().for_each(|column| column.cells.seal());
+    }
+
+    /// Takes in a row, which has as many values as there are columns, and tells the places of those that do not fit. Returns its
+    /// number, and the memory that it takes, in bytes, about.
+    pub(crate) fn push(&mut self, row: Row, mut misfit: impl FnMut(usize)) -> (u32, usize) {
+        assert!(!self.is_sealed && row.values.len() == self.columns.len(), "a row is pushed where it does not belong");
+        let number = self.rows;
+        self.rows += 1;
+        let mut bytes = 0;
+        for (place, (column, value)) in self.columns.iter_mut().zip(row.values).enumerate() {
+            bytes += match value.kind {
+                None => column.cells.append_null(),
+                Some(kind) => {
+                    let (taken, is_told) = column.cells.append(Cell::from(&kind));
+                    if is_told {
+                        taken
+                    } else {
+                        if !column.column_type.fits(Cell::from(&kind)) {
+                            misfit(place);
+                        }
+                        let beside = mem::size_of::<(u32, Kind)>() + heap_bytes(&kind);
+                        column.odd.push((number, kind));
+                        taken + beside
+                    }
+                }
+            };
+        }
+        self.bytes += bytes;
+        (number, bytes)
+    }
+
+    pub(crate) fn get(&self, number: u32) -> RowRef<'_> {
+        RowRef { rows: self, number }
+    }
+
+    /// The columns, once they are sealed, as the lake has those of their declared types: a value that does not fit is null.
+    pub(crate) fn arrays(&self) -> Vec<ArrayRef> {
+        self.columns.iter().filter_map(|column| column.cells.array()).collect()
+    }
+
+    /// The type that the column at a place has in the lake.
+    pub(crate) fn column_type(&self, place: usize) -> Option<ColumnType> {
+        Some(self.columns.get(place)?.column_type)
+    }
+}
+
+impl<'a> RowRef<'a> {
+    /// Its value at a place; `None` for NULL, and where the row has none.
+    pub(crate) fn cell(self, place: usize) -> Option<Cell<'a>> {
+        let column = self.rows.columns.get(place)?;
+        debug_assert!(self.rows.is_sealed, "rows are read once they are sealed");
+        if !column.odd.is_empty()
+            && let Ok(found) = column.odd.binary_search_by_key(&self.number, |(row, _)| *row)
+        {
+            return Some(Cell::from(&column.odd[found].1));
+        }
+        column.cells.get(self.number as usize)
+    }
+
+    /// Its values, in order.
+    pub(crate) fn cells(self) -> impl Iterator<Item = Option<Cell<'a>>> {
+        (0..self.rows.columns.len()).map(move |place| self.cell(place))
+    }
+}
+
+impl Cells {
+    fn with_capacity(column_type: ColumnType, rows: usize, bytes: usize) -> Self {
+        match column_type {
+            ColumnType::Long => Self::Longs(Int64Builder::with_capacity(rows)),
+            ColumnType::Double => Self::Doubles(Float64Builder::with_capacity(rows)),
+            ColumnType::String => Self::Strings(StringBuilder::with_capacity(rows, bytes)),
+            ColumnType::Binary => Self::Binaries(BinaryBuilder::with_capacity(rows, bytes)),
+        }
+    }
+
+    fn seal(&mut self) {
+        *self = match self {
+            Self::Longs(builder) => Self::Long(builder.finish()),
+            Self::Doubles(builder) => Self::Double(builder.finish()),
+            Self::Strings(builder) => Self::String(builder.finish()),
+            Self::Binaries(builder) => Self::Binary(builder.finish()),
+            Self::Long(_) | Self::Double(_) | Self::String(_) | Self::Binary(_) => return,
+        };
+    }
+
+    /// Bytes of its texts or blobs.
+    fn text_bytes(&self) -> usize {
+        match self {
+            Self::Strings(builder) => builder.values_slice().len(),
+            Self::Binaries(builder) => builder.values_slice().len(),
+            Self::String(array) => array.values().len(),
+            Self::Binary(array) => array.values().len(),
+            Self::Longs(_) | Self::Doubles(_) | Self::Long(_) | Self::Double(_) => 0,
+        }
+    }
+
+    /// Returns the memory it takes.
+    fn append_null(&mut self) -> usize {
+        match self {
+            Self::Longs(builder) => builder.append_null(),
+            Self::Doubles(builder) => builder.append_null(),
+            Self::Strings(builder) => builder.append_null(),
+            Self::Binaries(builder) => builder.append_null(),
+            Self::Long(_) | Self::Double(_) | Self::String(_) | Self::Binary(_) => {}
+        }
+        VALUE_BYTES
+    }
+
+    /// Takes in a value as the lake shows it, null where it does not fit. Returns the memory it takes, and whether the value can be
+    /// told from that.
+    fn append(&mut self, cell: Cell<'_>) -> (usize, bool) {
+        match (&mut *self, cell) {
+            (Self::Longs(builder), Cell::Integer(integer)) => builder.append_value(integer),
+            (Self::Doubles(builder), Cell::Real(real)) => builder.append_value(real),
+            (Self::Strings(builder), Cell::Text(text)) => {
+                builder.append_value(text);
+                return (VALUE_BYTES + text.len(), true);
+            }
+            (Self::Binaries(builder), Cell::Blob(bytes)) => {
+                builder.append_value(bytes);
+                return (VALUE_BYTES + bytes.len(), true);
+            }
+            _ => return (self.append_odd(cell), false),
+        }
+        (VALUE_BYTES, true)
+    }
+
+    /// Takes in a value of another type than the column's. Returns the memory it takes.
+    fn append_odd(&mut self, cell: Cell<'_>) -> usize {
+        match (&mut *self, cell) {
+            (Self::Doubles(builder), Cell::Integer(integer)) if ColumnType::Double.fits(cell) => {
+                builder.append_value(integer as f64);
+            }
+            (Self::Strings(builder), cell) if ColumnType::String.fits(cell) => {
+                builder.append_value(cell.in_sql());
+            }
+            _ => {
+                self.append_null();
+            }
+        }
+        VALUE_BYTES
+    }
+
+    fn get(&self, row: usize) -> Option<Cell<'_>> {
+        match self {
+            Self::Long(array) => array.is_valid(row).then(|| Cell::Integer(array.value(row))),
+            Self::Double(array) => array.is_valid(row).then(|| Cell::Real(array.value(row))),
+            Self::String(array) => array.is_valid(row).then(|| Cell::Text(array.value(row))),
+            Self::Binary(array) => array.is_valid(row).then(|| Cell::Blob(array.value(row))),
+            Self::Longs(_) | Self::Doubles(_) | Self::Strings(_) | Self::Binaries(_) => None,
+        }
+    }
+
+    fn array(&self) -> Option<ArrayRef> {
+        Some(match self {
+            Self::Long(array) => Arc::new(array.clone()),
+            Self::Double(array) => Arc::new(array.clone()),
+            Self::String(array) => Arc::new(array.clone()),
+            Self::Binary(array) => Arc::new(array.clone()),
+            Self::Longs(_) | Self::Doubles(_) | Self::Strings(_) | Self::Binaries(_) => return None,
+        })
+    }
+}
+
+/// Memory of a value beside the value itself.
+fn heap_bytes(kind: &Kind) -> usize {
+    match kind {
+        Kind::Text(text) => text.capacity(),
+        Kind::Blob(bytes) | Kind::RawText(bytes) => bytes.capacity(),
+        Kind::Integer(_) | Kind::Real(_) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::AsArray;
+    use arrow::datatypes::Float64Type;
+    use dosql_proto::{Column as SourceColumn, Value};
+
+    use super::*;
+
+    fn layout() -> WalTable {
+        let column =
+            |declared: &str| SourceColumn { name: declared.to_lowercase(), declared_type: declared.to_owned() };
+        WalTable { columns: ["INTEGER", "DECIMAL", "TEXT", "BLOB"].map(column).into(), ..WalTable::default() }
+    }
+
+    fn kinds() -> [Option<Kind>; 7] {
+        [
+            None,
+            Some(Kind::Integer(7)),
+            Some(Kind::Integer(i64::MAX)),
+            Some(Kind::Real(0.5)),
+            Some(Kind::Text("text".into())),
+            Some(Kind::RawText(vec![0xFF])),
+            Some(Kind::Blob(vec![1, 2])),
+        ]
+    }
+
+    #[test]
+    fn every_value_comes_back_as_it_was() {
+        let mut rows = Rows::new(&layout(), None);
+        let mut misfits = Vec::new();
+        for (number, kind) in (0..).zip(kinds()) {
+            let row: Row = std::iter::repeat_n(Value { kind }, 4).collect();
+            assert_eq!(rows.push(row, |place| misfits.push((number, place))).0, number);
+        }
+        let sizes = rows.sizes();
+        rows.seal();
+        assert!(!rows.is_open());
+        for (number, kind) in (0..).zip(&kinds()) {
+            for cell in rows.get(number).cells() {
+                assert_eq!(cell, kind.as_ref().map(Cell::from), "row {number}");
+            }
+        }
+        for (number, kind) in (0..).zip(&kinds()) {
+            for (place, column_type) in types(&layout()).enumerate() {
+                let fits = kind.as_ref().is_none_or(|kind| column_type.fits(Cell::from(kind)));
+                assert_eq!(fits, !misfits.contains(&(number, place)), "row {number}, column {place}");
+                assert_eq!(fits && kind.is_some(), rows.arrays()[place].is_valid(number as usize));
+            }
+        }
+        let doubles: Vec<f64> = rows.arrays()[1].as_primitive::<Float64Type>().iter().flatten().collect();
+        assert_eq!(doubles, [7.0, 0.5]);
+        let texts: Vec<String> = rows.arrays()[2].as_string::<i32>().iter().flatten().map(str::to_owned).collect();
+        assert_eq!(texts, ["7", &i64::MAX.to_string(), "0.5", "text"]);
+        assert!(Rows::new(&layout(), Some(sizes)).is_open());
+    }
+}

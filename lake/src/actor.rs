@@ -56,15 +56,15 @@ const POSITIONS: &str = "lake-positions.json";
 /// How far each shard is in every table; `None` where no flush was ever complete.
 async fn read_positions(objects: &dyn ObjectStore) -> Result<Option<BTreeMap<String, u64>>, LakeError> {
     let Some(bytes) = objects.get(POSITIONS).await? else { return Ok(None) };
-    let malformed =
-        |error: serde_json::Error| LakeError::Malformed { path: POSITIONS.to_owned(), reason: error.to_string() };
-    serde_json::from_slice(&bytes).map(Some).map_err(malformed)
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| malformed_positions(&error))
 }
 
 fn positions_object(positions: &BTreeMap<String, u64>) -> Result<Bytes, LakeError> {
-    let malformed =
-        |error: serde_json::Error| LakeError::Malformed { path: POSITIONS.to_owned(), reason: error.to_string() };
-    Ok(serde_json::to_vec(positions).map_err(malformed)?.into())
+    Ok(serde_json::to_vec(positions).map_err(|error| malformed_positions(&error))?.into())
+}
+
+fn malformed_positions(error: &serde_json::Error) -> LakeError {
+    LakeError::Malformed { path: POSITIONS.to_owned(), reason: error.to_string() }
 }
 
 /// How far one shard's records have come.

@@ -80,8 +80,8 @@ impl Writer {
     /// Commits what is buffered of one source table.
     async fn flush_source(&mut self, source: &str, buffered: &TableBuffer) -> Result<(), LakeError> {
         let options = self.configuration.of(source);
-        let misfits = &buffered.misfits;
-        if let Some(misfit) = misfits.iter().find(|misfit| options.misfits == Misfits::Stop && !misfit.before) {
+        if let Some(misfit) = buffered.misfits.iter().find(|misfit| options.misfits == Misfits::Stop && !misfit.before)
+        {
             return Err(buffered.refusal(source, *misfit));
         }
         let has_rows = buffered.changes.iter().any(|change| !matches!(change.action, Action::Reshape));
@@ -89,7 +89,7 @@ impl Writer {
             self.mirror_lacks_changes(source).await?;
         }
         let arrays: Vec<Vec<ArrayRef>> = buffered.rows.iter().map(Rows::arrays).collect();
-        let batch = SourceBatch { source, buffered, arrays: &arrays, misfits, options: &options };
+        let batch = SourceBatch { source, buffered, arrays: &arrays, options: &options };
         for kind in [TableKind::Mirror, TableKind::Changes, TableKind::DeadLetters] {
             let name = table_name(source, kind);
             let mut conflicts = 0;
@@ -178,7 +178,7 @@ impl Writer {
         let shapes = match kind {
             TableKind::DeadLetters => Shapes::default(),
             TableKind::Mirror | TableKind::Changes => {
-                let widen = if batch.options.misfits == Misfits::Widen { batch.misfits } else { &[] };
+                let widen = if batch.options.misfits == Misfits::Widen { &buffered.misfits[..] } else { &[] };
                 table.follow(buffered, &changes, widen, batch.options)?
             }
         };
@@ -376,7 +376,6 @@ struct SourceBatch<'a> {
     buffered: &'a TableBuffer,
     /// By layout, the columns of its rows.
     arrays: &'a [Vec<ArrayRef>],
-    misfits: &'a [Misfit],
     options: &'a TableOptions,
 }
 
@@ -384,7 +383,7 @@ impl SourceBatch<'_> {
     /// The misfits that are to become dead letters: each once, when it is written.
     fn letters(&self) -> impl Iterator<Item = Misfit> {
         let are_wanted = self.options.misfits == Misfits::Null && (self.options.mirror || self.options.changes);
-        self.misfits.iter().copied().filter(move |misfit| are_wanted && !misfit.before)
+        self.buffered.misfits.iter().copied().filter(move |misfit| are_wanted && !misfit.before)
     }
 }
 

@@ -45,6 +45,7 @@ mod authority;
 mod block;
 mod buffer;
 mod catalog;
+mod cell_column;
 mod cells;
 mod cleanup;
 mod columns;

@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BinaryBuilder, Float64Builder, Int64Builder, RecordBatch, StringBuilder, TimestampMicrosecondBuilder,
-    UInt32Array, new_null_array,
+    ArrayRef, BinaryBuilder, Int64Builder, RecordBatch, StringBuilder, TimestampMicrosecondBuilder, UInt32Array,
+    new_null_array,
 };
 use arrow::compute::take;
 use arrow::datatypes::DataType;
@@ -13,6 +13,7 @@ use dosql_proto::WalTable;
 
 use crate::LakeError;
 use crate::buffer::{Change, TableBuffer};
+use crate::cell_column::CellColumnBuilder;
 use crate::cells::Cell;
 use crate::columns::{ColumnType, LakeColumns, Meta, Source};
 use crate::images::{Image, ImageId, Images};
@@ -117,52 +118,14 @@ impl<'a> Picked<'a> {
 
 /// One source column's cells. A cell whose value does not fit is null.
 fn cells_array<'a>(column_type: ColumnType, cells: impl ExactSizeIterator<Item = Option<Cell<'a>>>) -> ArrayRef {
-    let rows = cells.len();
-    let cells = cells.map(|cell| cell.filter(|cell| column_type.fits(*cell)));
-    match column_type {
-        ColumnType::Long => {
-            let mut array = Int64Builder::with_capacity(rows);
-            for cell in cells {
-                match cell {
-                    Some(Cell::Integer(integer)) => array.append_value(integer),
-                    _ => array.append_null(),
-                }
-            }
-            Arc::new(array.finish())
-        }
-        ColumnType::Double => {
-            let mut array = Float64Builder::with_capacity(rows);
-            for cell in cells {
-                match cell {
-                    Some(Cell::Real(real)) => array.append_value(real),
-                    Some(Cell::Integer(integer)) => array.append_value(integer as f64),
-                    _ => array.append_null(),
-                }
-            }
-            Arc::new(array.finish())
-        }
-        ColumnType::String => {
-            let mut array = StringBuilder::with_capacity(rows, rows * TEXT_BYTES);
-            for cell in cells {
-                match cell {
-                    Some(Cell::Text(text)) => array.append_value(text),
-                    Some(cell) => array.append_value(cell.in_sql()),
-                    None => array.append_null(),
-                }
-            }
-            Arc::new(array.finish())
-        }
-        ColumnType::Binary => {
-            let mut array = BinaryBuilder::with_capacity(rows, rows * 8);
-            for cell in cells {
-                match cell {
-                    Some(Cell::Blob(bytes)) => array.append_value(bytes),
-                    _ => array.append_null(),
-                }
-            }
-            Arc::new(array.finish())
+    let mut column = CellColumnBuilder::with_capacity(column_type, cells.len(), cells.len() * TEXT_BYTES);
+    for cell in cells {
+        match cell {
+            Some(cell) => _ = column.append(cell),
+            None => _ = column.append_null(),
         }
     }
+    column.finish().array()
 }
 
 /// A column that every row has; `None` for those that are made of several others.

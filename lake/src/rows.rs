@@ -4,32 +4,27 @@
 //! that its column does not give back as it was is kept beside it. Rows are pushed first; once they are sealed, they are read.
 
 use std::mem;
-use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, BinaryArray, BinaryBuilder, Float64Array, Float64Builder, Int64Array, Int64Builder, StringArray,
-    StringBuilder,
-};
+use arrow::array::ArrayRef;
 use dosql_proto::value::Kind;
 use dosql_proto::{Row, WalTable};
 
+use crate::cell_column::{CellColumn, CellColumnBuilder};
 use crate::cells::Cell;
 use crate::columns::ColumnType;
 
 /// Bytes beyond which a record finds them closed: Arrow counts a column's texts in 31 bits, and a shard's records are far smaller.
 const FULL_BYTES: usize = 1 << 30;
 
-/// Memory of a value beside its text.
-const VALUE_BYTES: usize = 8;
-
 /// Rows of one layout.
 #[derive(Debug)]
 pub(crate) struct Rows {
     columns: Vec<Column>,
+    /// Once they are sealed, their values by column.
+    sealed: Option<Vec<CellColumn>>,
     rows: u32,
     /// The memory they take, about.
     bytes: usize,
-    is_sealed: bool,
 }
 
 /// One row.
@@ -43,22 +38,10 @@ pub(crate) struct RowRef<'a> {
 struct Column {
     /// As the lake has a column of the declared type.
     column_type: ColumnType,
-    cells: Cells,
-    /// By row, the values that differ from what `cells` gives back.
+    /// Until they are sealed.
+    cells: CellColumnBuilder,
+    /// By row, the values that differ from what the column gives back.
     odd: Vec<(u32, Kind)>,
-}
-
-#[derive(Debug)]
-enum Cells {
-    Longs(Int64Builder),
-    Doubles(Float64Builder),
-    Strings(StringBuilder),
-    Binaries(BinaryBuilder),
-    /// Sealed.
-    Long(Int64Array),
-    Double(Float64Array),
-    String(StringArray),
-    Binary(BinaryArray),
 }
 
 /// How many rows there were of a layout, and how many bytes of text in each column.
@@ -78,7 +61,7 @@ impl Rows {
     pub(crate) fn new(layout: &WalTable, before: Option<Sizes>) -> Self {
         let column = |(column_type, bytes), rows| Column {
             column_type,
-            cells: Cells::with_capacity(column_type, rows, bytes),
+            cells: CellColumnBuilder::with_capacity(column_type, rows, bytes),
             odd: Vec::new(),
         };
         let known = before.filter(|before| before.columns.iter().map(|(of, _)| *of).eq(types(layout)));
@@ -86,29 +69,37 @@ impl Rows {
             Some(Sizes { columns, rows }) => columns.into_iter().map(|sizes| column(sizes, rows)).collect(),
             None => types(layout).map(|column_type| column((column_type, 0), 0)).collect(),
         };
-        Self { columns, rows: 0, bytes: 0, is_sealed: false }
+        Self { columns, sealed: None, rows: 0, bytes: 0 }
     }
 
     pub(crate) fn sizes(&self) -> Sizes {
-        let columns = self.columns.iter().map(|column| (column.column_type, column.cells.text_bytes())).collect();
+        let bytes: Vec<usize> = match &self.sealed {
+            Some(sealed) => sealed.iter().map(CellColumn::text_bytes).collect(),
+            None => self.columns.iter().map(|column| column.cells.text_bytes()).collect(),
+        };
+        let columns = self.columns.iter().map(|column| column.column_type).zip(bytes).collect();
         Sizes { columns, rows: self.rows as usize }
     }
 
     /// Whether it takes more rows.
     pub(crate) fn is_open(&self) -> bool {
-        !self.is_sealed && self.rows < u32::MAX && self.bytes <= FULL_BYTES
+        self.sealed.is_none() && self.rows < u32::MAX && self.bytes <= FULL_BYTES
     }
 
     /// Has the rows ready to be read.
     pub(crate) fn seal(&mut self) {
-        self.is_sealed = true;
-        self.columns.iter_mut().for_each(|column| column.cells.seal());
+        if self.sealed.is_none() {
+            self.sealed = Some(self.columns.iter_mut().map(|column| column.cells.finish()).collect());
+        }
     }
 
     /// Takes in a row, which has as many values as there are columns, and tells the places of those that do not fit. Returns its
     /// number, and the memory that it takes, in bytes, about.
     pub(crate) fn push(&mut self, row: Row, mut misfit: impl FnMut(usize)) -> (u32, usize) {
-        assert!(!self.is_sealed && row.values.len() == self.columns.len(), "a row is pushed where it does not belong");
+        assert!(
+            self.sealed.is_none() && row.values.len() == self.columns.len(),
+            "a row is pushed where it does not belong"
+        );
         let number = self.rows;
         self.rows += 1;
         let mut bytes = 0;
@@ -140,7 +131,7 @@ impl Rows {
 
     /// The columns, once they are sealed, as the lake has those of their declared types: a value that does not fit is null.
     pub(crate) fn arrays(&self) -> Vec<ArrayRef> {
-        self.columns.iter().filter_map(|column| column.cells.array()).collect()
+        self.sealed.iter().flatten().map(CellColumn::array).collect()
     }
 
     /// The type that the column at a place has in the lake.
@@ -153,117 +144,18 @@ impl<'a> RowRef<'a> {
     /// Its value at a place; `None` for NULL, and where the row has none.
     pub(crate) fn cell(self, place: usize) -> Option<Cell<'a>> {
         let column = self.rows.columns.get(place)?;
-        debug_assert!(self.rows.is_sealed, "rows are read once they are sealed");
+        debug_assert!(self.rows.sealed.is_some(), "rows are read once they are sealed");
         if !column.odd.is_empty()
             && let Ok(found) = column.odd.binary_search_by_key(&self.number, |(row, _)| *row)
         {
             return Some(Cell::from(&column.odd[found].1));
         }
-        column.cells.get(self.number as usize)
+        self.rows.sealed.as_ref()?.get(place)?.get(self.number as usize)
     }
 
     /// Its values, in order.
     pub(crate) fn cells(self) -> impl Iterator<Item = Option<Cell<'a>>> {
         (0..self.rows.columns.len()).map(move |place| self.cell(place))
-    }
-}
-
-impl Cells {
-    fn with_capacity(column_type: ColumnType, rows: usize, bytes: usize) -> Self {
-        match column_type {
-            ColumnType::Long => Self::Longs(Int64Builder::with_capacity(rows)),
-            ColumnType::Double => Self::Doubles(Float64Builder::with_capacity(rows)),
-            ColumnType::String => Self::Strings(StringBuilder::with_capacity(rows, bytes)),
-            ColumnType::Binary => Self::Binaries(BinaryBuilder::with_capacity(rows, bytes)),
-        }
-    }
-
-    fn seal(&mut self) {
-        *self = match self {
-            Self::Longs(builder) => Self::Long(builder.finish()),
-            Self::Doubles(builder) => Self::Double(builder.finish()),
-            Self::Strings(builder) => Self::String(builder.finish()),
-            Self::Binaries(builder) => Self::Binary(builder.finish()),
-            Self::Long(_) | Self::Double(_) | Self::String(_) | Self::Binary(_) => return,
-        };
-    }
-
-    /// Bytes of its texts or blobs.
-    fn text_bytes(&self) -> usize {
-        match self {
-            Self::Strings(builder) => builder.values_slice().len(),
-            Self::Binaries(builder) => builder.values_slice().len(),
-            Self::String(array) => array.values().len(),
-            Self::Binary(array) => array.values().len(),
-            Self::Longs(_) | Self::Doubles(_) | Self::Long(_) | Self::Double(_) => 0,
-        }
-    }
-
-    /// Returns the memory it takes.
-    fn append_null(&mut self) -> usize {
-        match self {
-            Self::Longs(builder) => builder.append_null(),
-            Self::Doubles(builder) => builder.append_null(),
-            Self::Strings(builder) => builder.append_null(),
-            Self::Binaries(builder) => builder.append_null(),
-            Self::Long(_) | Self::Double(_) | Self::String(_) | Self::Binary(_) => {}
-        }
-        VALUE_BYTES
-    }
-
-    /// Takes in a value as the lake shows it, null where it does not fit. Returns the memory it takes, and whether the value can be
-    /// told from that.
-    fn append(&mut self, cell: Cell<'_>) -> (usize, bool) {
-        match (&mut *self, cell) {
-            (Self::Longs(builder), Cell::Integer(integer)) => builder.append_value(integer),
-            (Self::Doubles(builder), Cell::Real(real)) => builder.append_value(real),
-            (Self::Strings(builder), Cell::Text(text)) => {
-                builder.append_value(text);
-                return (VALUE_BYTES + text.len(), true);
-            }
-            (Self::Binaries(builder), Cell::Blob(bytes)) => {
-                builder.append_value(bytes);
-                return (VALUE_BYTES + bytes.len(), true);
-            }
-            _ => return (self.append_odd(cell), false),
-        }
-        (VALUE_BYTES, true)
-    }
-
-    /// Takes in a value of another type than the column's. Returns the memory it takes.
-    fn append_odd(&mut self, cell: Cell<'_>) -> usize {
-        match (&mut *self, cell) {
-            (Self::Doubles(builder), Cell::Integer(integer)) if ColumnType::Double.fits(cell) => {
-                builder.append_value(integer as f64);
-            }
-            (Self::Strings(builder), cell) if ColumnType::String.fits(cell) => {
-                builder.append_value(cell.in_sql());
-            }
-            _ => {
-                self.append_null();
-            }
-        }
-        VALUE_BYTES
-    }
-
-    fn get(&self, row: usize) -> Option<Cell<'_>> {
-        match self {
-            Self::Long(array) => array.is_valid(row).then(|| Cell::Integer(array.value(row))),
-            Self::Double(array) => array.is_valid(row).then(|| Cell::Real(array.value(row))),
-            Self::String(array) => array.is_valid(row).then(|| Cell::Text(array.value(row))),
-            Self::Binary(array) => array.is_valid(row).then(|| Cell::Blob(array.value(row))),
-            Self::Longs(_) | Self::Doubles(_) | Self::Strings(_) | Self::Binaries(_) => None,
-        }
-    }
-
-    fn array(&self) -> Option<ArrayRef> {
-        Some(match self {
-            Self::Long(array) => Arc::new(array.clone()),
-            Self::Double(array) => Arc::new(array.clone()),
-            Self::String(array) => Arc::new(array.clone()),
-            Self::Binary(array) => Arc::new(array.clone()),
-            Self::Longs(_) | Self::Doubles(_) | Self::Strings(_) | Self::Binaries(_) => return None,
-        })
     }
 }
 

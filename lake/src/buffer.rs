@@ -114,7 +114,7 @@ impl TableBuffer {
 
     /// Forgets the changes, but keeps memory for as many.
     fn clear(&mut self) {
-        self.before = self.rows.last().map(Rows::sizes);
+        self.before = self.rows.last().and_then(Rows::sizes);
         self.rows.clear();
         self.layouts.clear();
         self.changes.clear();

@@ -52,15 +52,6 @@ impl CellColumnBuilder {
         }
     }
 
-    /// Bytes of its texts or blobs.
-    pub(crate) fn text_bytes(&self) -> usize {
-        match self {
-            Self::String(builder) => builder.values_slice().len(),
-            Self::Binary(builder) => builder.values_slice().len(),
-            Self::Long(_) | Self::Double(_) => 0,
-        }
-    }
-
     /// Returns the memory it takes.
     pub(crate) fn append_null(&mut self) -> usize {
         match self {

@@ -72,13 +72,11 @@ impl Rows {
         Self { columns, sealed: None, rows: 0, bytes: 0 }
     }
 
-    pub(crate) fn sizes(&self) -> Sizes {
-        let bytes: Vec<usize> = match &self.sealed {
-            Some(sealed) => sealed.iter().map(CellColumn::text_bytes).collect(),
-            None => self.columns.iter().map(|column| column.cells.text_bytes()).collect(),
-        };
+    /// `None` until they are sealed.
+    pub(crate) fn sizes(&self) -> Option<Sizes> {
+        let bytes = self.sealed.as_ref()?.iter().map(CellColumn::text_bytes);
         let columns = self.columns.iter().map(|column| column.column_type).zip(bytes).collect();
-        Sizes { columns, rows: self.rows as usize }
+        Some(Sizes { columns, rows: self.rows as usize })
     }
 
     /// Whether it takes more rows.
@@ -202,7 +200,6 @@ mod tests {
             let row: Row = std::iter::repeat_n(Value { kind }, 4).collect();
             assert_eq!(rows.push(row, |place| misfits.push((number, place))).0, number);
         }
-        let sizes = rows.sizes();
         rows.seal();
         assert!(!rows.is_open());
         for (number, kind) in (0..).zip(&kinds()) {
@@ -221,6 +218,6 @@ mod tests {
         assert_eq!(doubles, [7.0, 0.5]);
         let texts: Vec<String> = rows.arrays()[2].as_string::<i32>().iter().flatten().map(str::to_owned).collect();
         assert_eq!(texts, ["7", &i64::MAX.to_string(), "0.5", "text"]);
-        assert!(Rows::new(&layout(), Some(sizes)).is_open());
+        assert!(Rows::new(&layout(), rows.sizes()).is_open());
     }
 }

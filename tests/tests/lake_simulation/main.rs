@@ -33,7 +33,7 @@ const TABLES: [&str; 2] = ["t", "t__changes"];
 /// The writer that the change stream delivers to, and the one that this test does.
 const FIRST: &str = "default";
 const SECOND: &str = "second";
-/// Longest time that any operation on an object takes, and how many of them a commit under way waits for at most.
+/// Longest time that any operation on an object takes.
 const SLOW_MS: u64 = 400;
 /// Longer than any commit to object storage is under way.
 const ORPHAN_AGE_MS: u64 = 12_000;

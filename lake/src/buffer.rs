@@ -31,6 +31,13 @@ pub(crate) enum Action {
     Reshape,
 }
 
+impl Action {
+    /// Whether it is about the table rather than a row.
+    pub(crate) fn changes_schema(self) -> bool {
+        matches!(self, Self::Drop | Self::Reshape)
+    }
+}
+
 /// One change of a source table.
 #[derive(Debug)]
 pub(crate) struct Change {

@@ -112,16 +112,20 @@ impl Writer {
             TableKind::Changes => batch.options.changes,
             TableKind::DeadLetters => batch.letters().next().is_some(),
         };
+        // Dead letters keep no schema of the source's; a table that is off follows it.
+        if !is_on && (kind == TableKind::DeadLetters || !batch.changes_schema()) {
+            return Ok(());
+        }
         // A table is cached only while its state is certain.
         let mut table = match self.open_existing(name).await? {
             Some(table) => table,
             None if is_on => self.create(name, kind, batch).await?,
             None => return Ok(()),
         };
-        match (is_on, kind) {
-            (true, _) => self.flush_table(name, kind, &mut table, batch).await?,
-            (false, TableKind::DeadLetters) => {}
-            (false, _) => self.flush_shape(name, &mut table, batch).await?,
+        if is_on {
+            self.flush_table(name, kind, &mut table, batch).await?;
+        } else {
+            self.flush_shape(name, &mut table, batch).await?;
         }
         self.tables.insert(name.to_owned(), table);
         Ok(())
@@ -138,7 +142,7 @@ impl Writer {
     /// Takes the schema changes into a table that is off, so that it is right when it is on again.
     async fn flush_shape(&self, name: &str, table: &mut LakeTable, batch: &SourceBatch<'_>) -> Result<(), LakeError> {
         let (mut changes, _) = news(table, &batch.buffered.changes);
-        changes.retain(|number| matches!(batch.buffered.changes[*number].action, Action::Reshape | Action::Drop));
+        changes.retain(|number| batch.buffered.changes[*number].action.changes_schema());
         table.follow(batch.buffered, &changes, &[], batch.options)?;
         self.commit_shape(name, table).await
     }
@@ -380,6 +384,10 @@ struct SourceBatch<'a> {
 }
 
 impl SourceBatch<'_> {
+    fn changes_schema(&self) -> bool {
+        self.buffered.changes.iter().any(|change| change.action.changes_schema())
+    }
+
     /// The misfits that are to become dead letters: each once, when it is written.
     fn letters(&self) -> impl Iterator<Item = Misfit> {
         let are_wanted = self.options.misfits == Misfits::Null && (self.options.mirror || self.options.changes);
@@ -422,8 +430,7 @@ fn news(table: &LakeTable, changes: &[Change]) -> (Vec<usize>, BTreeMap<String, 
             shards.len() - 1
         });
         let (_, watermark, last) = &mut shards[place];
-        let is_schema = matches!(change.action, Action::Reshape | Action::Drop);
-        let is_known = is_schema && table.forms.has(&change.shard, change.lsn);
+        let is_known = change.action.changes_schema() && table.forms.has(&change.shard, change.lsn);
         if change.lsn > *watermark && !is_known {
             *last = change.lsn.max(*last);
             numbers.push(number);

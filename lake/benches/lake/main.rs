@@ -13,13 +13,16 @@ mod rows;
 mod straight;
 mod writer;
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::path::Path;
 
 use dosql_actors::Settings;
-use dosql_proto::Row;
-use measure::{Report, is_wanted, median, own_cpu};
-use rows::{COLUMNS, Deliveries, order, table};
+use dosql_proto::LakeAppend;
+use measure::{Report, is_wanted, median, own_cpu, thread_cpu};
+use rows::{COLUMNS, Changed, Deliveries, order, table};
+use straight::Straight;
 use writer::LakeWriter;
 
 /// The server's, for both sides of each comparison but the peers in Python.
@@ -63,37 +66,73 @@ fn cpu_of(work: impl FnOnce()) -> f64 {
     own_cpu() - begin
 }
 
+/// CPU seconds that it takes `take` to take in these rows and `finish` to be done with them: of all threads, but for making the
+/// deliveries, each of which is made right before it is taken in, as it arrives in a server.
+fn cpu_of_rows(
+    deliveries: &mut Deliveries,
+    rows: &mut dyn Iterator<Item = Changed>,
+    take: &mut dyn FnMut(LakeAppend),
+    finish: impl FnOnce(),
+) -> f64 {
+    let mut making = 0.0;
+    let begin = own_cpu();
+    loop {
+        let begin = thread_cpu();
+        let append = deliveries.next(rows);
+        making += thread_cpu() - begin;
+        match append {
+            Some(append) => take(append),
+            None => break,
+        }
+    }
+    finish();
+    own_cpu() - begin - making
+}
+
+fn inserts(ids: Range<u64>) -> impl Iterator<Item = Changed> {
+    ids.map(|id| (id, None, order(id, 0)))
+}
+
+fn updates(ids: impl Iterator<Item = u64>) -> impl Iterator<Item = Changed> {
+    ids.map(|id| (id, Some(order(id, 0)), order(id, 1)))
+}
+
+fn new_deliveries() -> Deliveries {
+    Deliveries::new(table("orders", &COLUMNS))
+}
+
+/// CPU seconds of arrow-rs alone.
+fn write_straight(rows: &mut dyn Iterator<Item = Changed>, path: &Path) -> f64 {
+    let straight = RefCell::new(Straight::create(path));
+    let mut take = |append| straight.borrow_mut().append(append);
+    cpu_of_rows(&mut new_deliveries(), rows, &mut take, || straight.borrow_mut().finish())
+}
+
 /// From delivered changes to committed rows, beside arrow-rs alone and PyIceberg. In microseconds of CPU time a row.
 fn ingest(scratch: &Path, report: &mut Report) {
-    let rows: Vec<Row> = (0..ROWS).map(|id| order(id, 0)).collect();
-    let updated = |id: u64| order(id, 1);
     let (mut mirror, mut both, mut update, mut straight) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     // The first round warms everything up.
     for round in 0..=ROUNDS {
-        let alone = cpu_of(|| straight::write(&rows, &scratch.join("straight.parquet"))) / ROWS as f64 * 1e6;
-        let [(mirrored, updates), (logged, _)] = [false, true].map(|has_log| {
+        let alone = write_straight(&mut inserts(0..ROWS), &scratch.join("straight.parquet")) / ROWS as f64 * 1e6;
+        let [(mirrored, updated), (logged, _)] = [false, true].map(|has_log| {
             let lake = LakeWriter::start(&scratch.join(format!("ingest-{round}-{has_log}")), Settings::default());
             if !has_log {
                 lake.mirror_only("orders");
             }
-            let mut deliveries = Deliveries::new(table("orders", &COLUMNS));
-            let mut deliver = |rows: &mut dyn Iterator<Item = (u64, Option<Row>, Row)>, number: u64| {
-                let appends = deliveries.of(rows);
-                let work = || {
-                    appends.into_iter().for_each(|append| lake.append(append));
-                    lake.flush();
-                };
-                cpu_of(work) / number as f64 * 1e6
+            let mut deliveries = new_deliveries();
+            let mut taken = |rows: &mut dyn Iterator<Item = Changed>, number: u64| {
+                cpu_of_rows(&mut deliveries, rows, &mut |append| lake.append(append), || lake.flush()) / number as f64
+                    * 1e6
             };
-            let inserted = deliver(&mut (0..).zip(&rows).map(|(id, row)| (id, None, row.clone())), ROWS);
+            let inserted = taken(&mut inserts(0..ROWS), ROWS);
             let ids = (0..UPDATES).map(|number| number * (ROWS / UPDATES));
-            (inserted, deliver(&mut ids.map(|id| (id, Some(rows[id as usize].clone()), updated(id))), UPDATES))
+            (inserted, taken(&mut updates(ids), UPDATES))
         });
         if round > 0 {
             straight.push(alone);
             mirror.push(mirrored);
             both.push(logged);
-            update.push(updates);
+            update.push(updated);
         }
     }
     let ratio = |ours: &[f64]| median(straight.iter().zip(ours).map(|(alone, ours)| alone / ours).collect());
@@ -106,9 +145,8 @@ fn ingest(scratch: &Path, report: &mut Report) {
     report.at_least("rows to the mirror / the same rows by arrow-rs alone", to_mirror, 0.5, "x");
 
     let (appended, changed) = (scratch.join("rows.parquet"), scratch.join("updates.parquet"));
-    let few = PEER_ROWS as usize;
-    straight::write(&rows[..few], &appended);
-    straight::write(&(0..UPDATES).map(|number| updated(number * (PEER_ROWS / UPDATES))).collect::<Vec<_>>(), &changed);
+    write_straight(&mut inserts(0..PEER_ROWS), &appended);
+    write_straight(&mut updates((0..UPDATES).map(|number| number * (PEER_ROWS / UPDATES))), &changed);
     let flush = Settings::default().lake_event_threshold;
     let flush_text = flush.to_string();
     let arguments: [&OsStr; 5] =
@@ -121,7 +159,7 @@ fn ingest(scratch: &Path, report: &mut Report) {
     );
     report.at_least("rows to the mirror / PyIceberg's append, columns given", append / mirror, 5.0, "x");
     report.at_least("updates to the mirror / PyIceberg's upsert, columns given", upsert / update, 20.0, "x");
-    let (ours, theirs) = small_flushes(scratch, &rows[..SMALL_ROWS as usize]);
+    let (ours, theirs) = small_flushes(scratch);
     println!(
         "mirror / PyIceberg's append, both making columns of rows: {:.2}x at {flush} rows a flush; at {SMALL_FLUSH} {:.2}x ({theirs:.2} us of CPU a row over {ours:.2})",
         (append + convert) / mirror,
@@ -130,19 +168,18 @@ fn ingest(scratch: &Path, report: &mut Report) {
 }
 
 /// Rows to the mirror in small flushes, and PyIceberg's appends of as many, columns made of rows. In microseconds of CPU time a row.
-fn small_flushes(scratch: &Path, rows: &[Row]) -> (f64, f64) {
+fn small_flushes(scratch: &Path) -> (f64, f64) {
     let settings = Settings { lake_event_threshold: SMALL_FLUSH, ..Settings::default() };
     let lake = LakeWriter::start(&scratch.join("ingest-small"), settings);
     lake.mirror_only("orders");
-    let mut deliveries = Deliveries::new(table("orders", &COLUMNS));
-    let appends = deliveries.of(&mut (0..).zip(rows).map(|(id, row)| (id, None, row.clone())));
-    let ours = cpu_of(|| appends.into_iter().for_each(|append| lake.append(append)));
+    let rows = &mut inserts(0..SMALL_ROWS);
+    let ours = cpu_of_rows(&mut new_deliveries(), rows, &mut |append| lake.append(append), || lake.flush());
     let (directory, file) = (scratch.join("small"), scratch.join("small.parquet"));
-    straight::write(rows, &file);
+    write_straight(&mut inserts(0..SMALL_ROWS), &file);
     let flush = SMALL_FLUSH.to_string();
     let taken = peers::run(&["pyiceberg".as_ref(), directory.as_ref(), file.as_ref(), "-".as_ref(), flush.as_ref()]);
     let peer = |what: &str| median(taken[what].clone()) / SMALL_FLUSH as f64;
-    (ours / rows.len() as f64 * 1e6, (peer("append") + peer("convert")) * 1e6)
+    (ours / SMALL_ROWS as f64 * 1e6, (peer("append") + peer("convert")) * 1e6)
 }
 
 /// One step of compaction, beside DuckDB reading the same files and writing one. In microseconds of CPU time a row.
@@ -151,9 +188,10 @@ fn compact(scratch: &Path, report: &mut Report) {
     let mut peer: [Vec<f64>; 2] = [Vec::new(), Vec::new()];
     for round in 0..ROUNDS {
         let lake = LakeWriter::start(&scratch.join(format!("compact-{round}")), Settings::default());
-        let mut deliveries = Deliveries::new(table("orders", &COLUMNS));
-        let inserts = deliveries.of(&mut (0..ROWS).map(|id| (id, None, order(id, 0))));
-        inserts.into_iter().for_each(|append| lake.append(append));
+        let (mut deliveries, mut rows) = (new_deliveries(), inserts(0..ROWS));
+        while let Some(append) = deliveries.next(&mut rows) {
+            lake.append(append);
+        }
         lake.flush();
         for (place, name) in ["orders", "orders__changes"].into_iter().enumerate() {
             let files = lake.data_files(name);

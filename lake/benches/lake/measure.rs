@@ -1,6 +1,10 @@
 //! What benchmarks measure processes by, and what they make of it. Those of `deploy/server` use it, too.
 
 use std::fs;
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 
 /// Whether every goal was met.
 pub(crate) struct Report {
@@ -33,15 +37,21 @@ pub(crate) fn is_wanted(name: &str) -> bool {
 
 /// The CPU time of this process so far, in seconds.
 pub(crate) fn own_cpu() -> f64 {
-    cpu("self")
+    cpu(std::process::id())
 }
 
-/// The CPU time of a process (its number, or `self`) so far, in seconds.
-pub(crate) fn cpu(process: &str) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    // Linux counts in hundredths of a second for every process that asks.
-    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+/// The CPU time of this thread so far, in seconds.
+pub(crate) fn thread_cpu() -> f64 {
+    read(ClockId::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// The CPU time of a process so far, in seconds.
+pub(crate) fn cpu(process: u32) -> f64 {
+    read(clock_getcpuclockid(Pid::from_raw(process.cast_signed())).unwrap())
+}
+
+fn read(clock: ClockId) -> f64 {
+    Duration::from(clock_gettime(clock).unwrap()).as_secs_f64()
 }
 
 /// A line of a process's memory, such as `VmRSS:`, in bytes.

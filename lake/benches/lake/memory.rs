@@ -6,10 +6,10 @@ use std::path::Path;
 use std::process::Command;
 
 use dosql_actors::Settings;
-use dosql_proto::{LakeAppend, Row, Value};
+use dosql_proto::{Row, Value};
 
 use crate::measure::{Report, memory};
-use crate::rows::{Deliveries, scattered, table};
+use crate::rows::{Changed, Deliveries, scattered, table};
 use crate::writer::LakeWriter;
 
 const ROWS: u64 = 10_000_000;
@@ -17,8 +17,6 @@ const ROWS: u64 = 10_000_000;
 const UPDATES: u64 = 200_000;
 /// Names the directory that such a process works in.
 const CHILD: &str = "DOSQL_BENCH_MEMORY_IN";
-/// Rows that are delivered before new ones are made up.
-const AT_A_TIME: u64 = 4_000;
 
 fn settings() -> Settings {
     Settings { lake_event_threshold: u64::MAX, ..Settings::default() }
@@ -36,17 +34,17 @@ pub(crate) fn is_child() -> bool {
     let Some(directory) = std::env::var_os(CHILD) else { return false };
     let lake = LakeWriter::start(Path::new(&directory), settings());
     let mut deliveries = Deliveries::new(table("many", &[("id", "INTEGER"), ("n", "INTEGER"), ("t", "TEXT")]));
-    let deliver = |appends: Vec<LakeAppend>| appends.into_iter().for_each(|append| lake.append(append));
+    let mut deliver = |rows: &mut dyn Iterator<Item = Changed>| {
+        while let Some(append) = deliveries.next(rows) {
+            lake.append(append);
+        }
+    };
     let started = memory("self", "VmHWM:");
-    for first in (0..ROWS).step_by(AT_A_TIME as usize) {
-        deliver(deliveries.of(&mut (first..first + AT_A_TIME).map(|id| (id, None, row(id, 0)))));
-    }
+    deliver(&mut (0..ROWS).map(|id| (id, None, row(id, 0))));
     lake.flush();
     let filled = memory("self", "VmHWM:");
-    for first in (0..UPDATES).step_by(AT_A_TIME as usize) {
-        let ids = (first..first + AT_A_TIME).map(|number| number * (ROWS / UPDATES) + number % 7);
-        deliver(deliveries.of(&mut ids.map(|id| (id, Some(row(id, 0)), row(id, 1)))));
-    }
+    let ids = (0..UPDATES).map(|number| number * (ROWS / UPDATES) + number % 7);
+    deliver(&mut ids.map(|id| (id, Some(row(id, 0)), row(id, 1))));
     lake.flush();
     println!("{started} {filled} {}", memory("self", "VmHWM:"));
     true

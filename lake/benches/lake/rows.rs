@@ -61,47 +61,46 @@ pub(crate) fn order(id: u64, version: u64) -> Row {
     (0..COLUMNS.len()).map(value).collect()
 }
 
+/// A row's number, its state before, if there was one, and after.
+pub(crate) type Changed = (u64, Option<Row>, Row);
+
 /// Deliveries of changes to the lake, whose LSNs go on from delivery to delivery.
 pub(crate) struct Deliveries {
     table: WalTable,
     lsns: [u64; SHARDS as usize],
-    next: usize,
+    /// By shard, what is not delivered yet.
+    waiting: [Vec<RowChange>; SHARDS as usize],
 }
 
 impl Deliveries {
     pub(crate) fn new(table: WalTable) -> Self {
-        Self { table, lsns: [0; SHARDS as usize], next: 0 }
+        Self { table, lsns: [0; SHARDS as usize], waiting: Default::default() }
     }
 
-    /// Each row's state before, if there was one, and after. A row's shard is that of its number, so `rows` is asked for those
-    /// of one shard at a time.
-    pub(crate) fn of(&mut self, rows: &mut dyn Iterator<Item = (u64, Option<Row>, Row)>) -> Vec<LakeAppend> {
-        let mut by_shard: Vec<Vec<RowChange>> = vec![Vec::new(); SHARDS as usize];
-        let mut deliveries = Vec::new();
+    /// The next delivery, made when it is asked for; `None` after the last of these rows. A row's shard is that of its number.
+    pub(crate) fn next(&mut self, rows: &mut dyn Iterator<Item = Changed>) -> Option<LakeAppend> {
         for (id, before, after) in rows {
             let operation = if before.is_some() { Operation::Update } else { Operation::Insert };
             let rowid = id.cast_signed();
             let shard = (id % SHARDS) as usize;
-            by_shard[shard].push(RowChange {
+            self.waiting[shard].push(RowChange {
                 table: 0,
                 operation: operation.into(),
                 rowid,
                 before,
                 after: Some(after),
             });
-            if by_shard[shard].len() == TRANSACTION * DELIVERY {
-                deliveries.push(self.delivery(shard, std::mem::take(&mut by_shard[shard])));
+            if self.waiting[shard].len() == TRANSACTION * DELIVERY {
+                return Some(self.delivery(shard));
             }
         }
-        for (shard, changes) in by_shard.into_iter().enumerate().filter(|(_, changes)| !changes.is_empty()) {
-            deliveries.push(self.delivery(shard, changes));
-        }
-        deliveries
+        let rest = self.waiting.iter().position(|changes| !changes.is_empty())?;
+        Some(self.delivery(rest))
     }
 
-    fn delivery(&mut self, shard: usize, changes: Vec<RowChange>) -> LakeAppend {
+    fn delivery(&mut self, shard: usize) -> LakeAppend {
         let after_lsn = self.lsns[shard];
-        let mut changes = changes.into_iter().peekable();
+        let mut changes = std::mem::take(&mut self.waiting[shard]).into_iter().peekable();
         let mut records = Vec::with_capacity(DELIVERY);
         while changes.peek().is_some() {
             self.lsns[shard] += 1;
@@ -109,7 +108,6 @@ impl Deliveries {
             let (lsn, tables) = (self.lsns[shard], vec![self.table.clone()]);
             records.push(WalRecord { lsn, hlc: NOON_MS << 16, tables, changes, ..WalRecord::default() });
         }
-        self.next += records.len();
         LakeAppend { shard: format!("shard-{shard}"), after_lsn, records }
     }
 }

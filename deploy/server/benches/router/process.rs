@@ -80,7 +80,7 @@ impl Server {
 
     /// The CPU time of the server so far, in seconds.
     pub(crate) fn cpu(&self) -> f64 {
-        measure::cpu(&self.process.id().to_string())
+        measure::cpu(self.process.id())
     }
 
     /// Waits until the server has nothing left to do, such as bringing what was written to the lake.

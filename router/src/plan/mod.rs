@@ -6,6 +6,7 @@ mod alter_lake;
 mod alter_vschema;
 mod analytics;
 mod cache;
+mod check;
 mod dml;
 mod explain;
 mod generate;
@@ -280,6 +281,9 @@ impl Plan {
         }
         if first == "PRAGMA" && words.get(1).is_some_and(|name| name == "FOREIGN_KEYS") {
             return foreign_keys(sql, catalog);
+        }
+        if check::begins(&words) {
+            return check::plan(sql, catalog);
         }
         refuse(first, &words)?;
         if first == "PRAGMA" && words.get(1).is_some_and(|name| KEPT_PRAGMAS.contains(&name.as_str())) {

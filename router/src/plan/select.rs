@@ -10,7 +10,7 @@ use sqlparser::ast::{
 };
 
 use super::predicate::{self, FromClause};
-use super::{Gather, GatherKind, Input, Plan, Read, Step, Target, aggregate, merge, never, parse, placements};
+use super::{Gather, GatherKind, Input, Plan, Read, Step, Target, aggregate, check, merge, never, parse, placements};
 use crate::affinity::Affinity;
 use crate::catalog::{Catalog, ColumnInfo, Placement, Prepared, Shape, Table, unsupported};
 use crate::sql_text::{self, quote};
@@ -18,6 +18,10 @@ use crate::sql_text::{self, quote};
 /// Plans a statement that SQLite has compiled and that only reads.
 pub(super) fn plan(sql: &str, catalog: &Catalog, prepared: &Prepared) -> Result<Step, Error> {
     let tables = placements(catalog, prepared);
+    if let Some(check) = prepared.uses.reads.keys().find_map(|name| check::of_table(name)) {
+        let message = format!("pragma_{check} as a table is not supported; PRAGMA {check} checks every shard");
+        return Err(unsupported(message));
+    }
     if let Some(schema_table) = prepared.uses.reads.keys().find(|name| of_schema(name)) {
         if let Some((name, _)) = tables.first() {
             return Err(unsupported(format!(

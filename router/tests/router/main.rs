@@ -7,6 +7,7 @@
 )]
 
 mod batches;
+mod checks;
 mod errors;
 mod fuzzed;
 mod limits;

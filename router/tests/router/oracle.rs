@@ -120,6 +120,9 @@ const QUERIES: &[&str] = &[
     "SELECT * FROM named ORDER BY id",
     "SELECT * FROM names ORDER BY name",
     "PRAGMA user_version",
+    "PRAGMA integrity_check",
+    "PRAGMA quick_check(users)",
+    "PRAGMA foreign_key_check",
     "SELECT item FROM orders INDEXED BY orders_item WHERE item > 'a' ORDER BY 1, rowid",
 ];
 

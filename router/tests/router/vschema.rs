@@ -9,7 +9,7 @@ const TENANTS_JSON: &str = include_str!("../data/tenants.json");
 const TENANTS_TOML: &str = include_str!("../data/tenants.toml");
 
 /// Rows as one text a row.
-fn texts(rows: &[Row]) -> Vec<String> {
+pub(crate) fn texts(rows: &[Row]) -> Vec<String> {
     let text = |value: &Value| match &value.kind {
         None => "-".to_owned(),
         Some(dosql_proto::value::Kind::Text(text)) => text.clone(),

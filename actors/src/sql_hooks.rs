@@ -1,5 +1,8 @@
 //! Hooks on an actor's connections.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use dosql_proto::Error;
 use rusqlite::Connection;
 
@@ -51,4 +54,12 @@ pub fn end_statements(
             }),
         )
         .map_err(sql_error)
+}
+
+/// Has every statement of the connection end with `DEADLINE_EXCEEDED` once `over` is set, on whatever thread it runs.
+///
+/// # Errors
+/// SQLite's, where it refuses the hook.
+pub fn end_statements_when(connection: &mut Connection, over: Arc<AtomicBool>) -> Result<(), Error> {
+    connection.progress_handler(STEPS_PER_LOOK, Some(move || over.load(Ordering::Relaxed))).map_err(sql_error)
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dosql_proto::{Address, Envelope, Error, ErrorCode, Protocol};
+use futures_channel::oneshot;
 use futures_util::future::{Either, LocalBoxFuture, select};
 use rusqlite::Connection;
 
@@ -53,6 +54,15 @@ pub trait Host {
     fn send(&self, envelope: Envelope, payload: Payload) -> LocalBoxFuture<'static, Result<Payload, Error>>;
     /// Runs a future of this actor's beside its mailbox; dropped when the incarnation ends.
     fn spawn(&self, future: LocalBoxFuture<'static, ()>);
+    /// Whether [`beside`](Self::beside) has threads of its own.
+    fn has_threads(&self) -> bool {
+        false
+    }
+    /// Runs work that takes long: on a thread beside the actor's where the host has some, else at once. Dropping the future does
+    /// not end work that has begun.
+    fn beside(&self, work: Box<dyn FnOnce() + Send>) -> LocalBoxFuture<'static, ()> {
+        Box::pin(async move { work() })
+    }
     /// Drops everything that was spawned: the incarnation it belongs to has ended.
     fn end_incarnation(&self);
     /// The system's settings.
@@ -219,6 +229,27 @@ impl Context {
     /// Runs a future beside the mailbox; dropped when this incarnation ends.
     pub fn spawn(&self, future: impl Future<Output = ()> + 'static) {
         self.host.spawn(Box::pin(future));
+    }
+
+    /// Whether the host has threads for work [`beside`](Self::beside) the actor; otherwise such work holds the actor up.
+    #[must_use]
+    pub fn has_threads(&self) -> bool {
+        self.host.has_threads()
+    }
+
+    /// Runs work that takes long and touches nothing of the actor's, which goes on meanwhile where the host has threads for that.
+    /// Work that has begun comes to its end, though nobody waits for it.
+    ///
+    /// # Errors
+    /// `INTERNAL` where the work has panicked.
+    pub async fn beside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+        let (done, outcome) = oneshot::channel();
+        let run = self.host.beside(Box::new(move || {
+            // Nobody waits for it any more: what it made is dropped where it was made.
+            let _ = done.send(work());
+        }));
+        run.await;
+        outcome.await.map_err(|_| Error::internal("work beside the actor came to no end"))
     }
 
     /// Drops what the incarnation left running.

@@ -12,7 +12,7 @@ use futures_util::future::try_join_all;
 use rusqlite::Connection;
 
 use super::cursor::Cursor;
-use super::gather::Finish;
+use super::finish::Finish;
 use super::read::Reading;
 use super::scope::encoded;
 use super::{Scope, Shared};
@@ -60,7 +60,7 @@ impl Shared {
         loop {
             let finish = Finish { views: &read.views, sql: &read.finish };
             let outcome = match (self.gather_lake(read, reading.params, scope).await, &read.rows) {
-                (Ok(Some(scratch)), _) => self.finish(scratch, finish, reading, scope),
+                (Ok(Some(scratch)), _) => self.finish(scratch, finish, reading, scope).await,
                 (Ok(None), Some(rows)) => {
                     read = rows;
                     continue;

@@ -1,16 +1,17 @@
-//! Gathering rows into a scratch database, and finishing the statement there.
+//! Gathering rows into a scratch database.
 
 use std::cell::Cell;
 
 use dosql_actors::sql_hooks;
 use dosql_actors::sql_memory::{Footprint, footprint};
 use dosql_actors::sql_sum;
-use dosql_actors::sql_value::{self, Param, sql_error};
-use dosql_proto::{Error, ErrorCode, QueryStats, Row, Statement, StepStats, Value};
+use dosql_actors::sql_value::{Param, sql_error};
+use dosql_proto::{Error, ErrorCode, QueryStats, Row, Statement, Value};
 use futures_util::stream::{self, StreamExt};
 use rusqlite::Connection;
 
 use super::cursor::Cursor;
+use super::finish::Finish;
 use super::read::Reading;
 use super::scope::encoded;
 use super::shard_rows::Asked;
@@ -22,15 +23,6 @@ use crate::sql_text;
 const BATCH_BYTES: std::ops::RangeInclusive<u64> = 8 << 10..=1 << 20;
 /// A decoded row takes up to so many times the bytes of its encoding.
 const DECODED: u64 = 8;
-
-/// What is run on gathered rows.
-#[derive(Clone, Copy)]
-pub(super) struct Finish<'a> {
-    /// Views that the statement needs.
-    pub(super) views: &'a [String],
-    /// The statement; its parameters are numbered.
-    pub(super) sql: &'a str,
-}
 
 impl Shared {
     /// Gathers and finishes; returns the first rows, and a cursor where there are more.
@@ -44,7 +36,7 @@ impl Shared {
         loop {
             let finish = Finish { views: &gather.views, sql: &gather.finish };
             let outcome = match self.gather_once(gather, reading.params, call).await {
-                Ok(scratch) => self.finish(scratch, finish, reading, call),
+                Ok(scratch) => self.finish(scratch, finish, reading, call).await,
                 Err(error) => Err(error),
             };
             let outcome = outcome.map_err(|error| self.explain_full(error));
@@ -186,7 +178,7 @@ impl Shared {
     }
 }
 
-fn note_footprint(scratch: &Connection, stats: &mut QueryStats) {
+pub(super) fn note_footprint(scratch: &Connection, stats: &mut QueryStats) {
     let Footprint { memory, written } = footprint(scratch);
     stats.scratch_memory_bytes = stats.scratch_memory_bytes.max(memory);
     stats.scratch_disk_bytes = stats.scratch_disk_bytes.max(written);
@@ -210,72 +202,4 @@ fn insert(scratch: &Connection, insert: &str, has_rowid: bool, rows: &[Row]) -> 
         }
     }
     Ok(())
-}
-
-impl Shared {
-    /// Runs the finishing statement. Rows beyond the first batch are kept in a table of their own, in their order.
-    pub(super) fn finish(
-        &self,
-        mut scratch: Connection,
-        finish: Finish<'_>,
-        reading: Reading<'_>,
-        scope: &Scope,
-    ) -> Result<(Vec<Row>, Option<Cursor>), Error> {
-        let Reading { params, width, max_bytes } = reading;
-        for view in finish.views {
-            scratch.execute_batch(view).map_err(sql_error)?;
-        }
-        let began_ns = self.context.timer_ns();
-        let columns: Vec<String> = (0..width).map(|index| format!("c{index}")).collect();
-        scratch.execute_batch(&format!("CREATE TABLE _dosql_result ({})", columns.join(", "))).map_err(sql_error)?;
-        let (sql, params) = sql_text::compact_parameters(finish.sql, params);
-        let mut rows = Vec::new();
-        let mut more = false;
-        let mut number = 0;
-        {
-            let mut statement = scratch.prepare(&sql).map_err(sql_error)?;
-            sql_value::bind(&mut statement, &params)?;
-            let places = vec!["?"; width].join(", ");
-            let mut keep =
-                scratch.prepare(&format!("INSERT INTO _dosql_result VALUES ({places})")).map_err(sql_error)?;
-            let mut found = statement.raw_query();
-            let mut bytes = 0;
-            scratch.execute_batch("BEGIN").map_err(sql_error)?;
-            let mut wanted = match scope.rows_wanted() {
-                0 => u64::MAX,
-                wanted => wanted,
-            };
-            while wanted > 0
-                && let Some(row) = found.next().map_err(sql_error)?
-            {
-                wanted -= 1;
-                number += 1;
-                if bytes > max_bytes as usize {
-                    more = true;
-                    for index in 0..width {
-                        let value = row.get_ref(index).map_err(sql_error)?;
-                        keep.raw_bind_parameter(index + 1, rusqlite::types::ToSqlOutput::Borrowed(value))
-                            .map_err(sql_error)?;
-                    }
-                    keep.raw_execute().map_err(sql_error)?;
-                    continue;
-                }
-                for index in 0..width {
-                    bytes += sql_value::size(row.get_ref(index).map_err(sql_error)?);
-                }
-                rows.push(sql_value::to_row(row, width).map_err(sql_error)?);
-            }
-            scratch.execute_batch("COMMIT").map_err(sql_error)?;
-        }
-        scope.note(|stats| note_footprint(&scratch, stats));
-        scope.step(StepStats {
-            step: "finish".to_owned(),
-            rows: number,
-            elapsed_us: self.since(began_ns),
-            ..StepStats::default()
-        });
-        // The pages of the result have deadlines of their own.
-        scratch.progress_handler(0, None::<fn() -> bool>).map_err(sql_error)?;
-        Ok((rows, more.then_some(Cursor::Scratch { connection: scratch, last: 0, width, max_bytes })))
-    }
 }

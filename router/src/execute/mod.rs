@@ -9,6 +9,7 @@ mod cursor;
 mod ddl;
 mod endings;
 mod fill;
+mod finish;
 mod gate;
 mod gather;
 mod in_flight;

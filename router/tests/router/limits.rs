@@ -196,6 +196,42 @@ async fn a_deadline_ends_the_work_on_every_shard() {
 }
 
 #[tokio::test]
+async fn a_statement_that_takes_long_in_the_router_holds_up_no_other() {
+    let database = items("beside").await;
+    let statement = Some(Statement {
+        sql: "SELECT count(*) FROM items a, items b, items c WHERE a.size + b.size > c.size * 4".to_owned(),
+        params: Vec::new(),
+    });
+    let long = ExecuteRequest { statement, timeout_ms: 20_000, ..ExecuteRequest::default() };
+    let mut long = std::pin::pin!(database.ask(Request::Execute(long)));
+    let others = async {
+        for id in 1..500 {
+            let found = database.execute("SELECT id FROM items WHERE id = ?", &[Value::from(id)]).await.unwrap();
+            assert_eq!(found.rows[0].values[0], Value::from(id));
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        outcome = &mut long => panic!("it held the router until {outcome:?}"),
+        () = others => {}
+    }
+    // Where all rows were not found at once, they come in pages as well.
+    let sql = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200000)
+               SELECT i FROM n JOIN items ON id = 1 + i % 3000 ORDER BY i";
+    let rows: Vec<i64> = batches(&database, sql, 10_000, QueryOptions::default())
+        .await
+        .iter()
+        .flat_map(|batch| &batch.rows)
+        .map(|row| match row.values[0].kind {
+            Some(Kind::Integer(integer)) => integer,
+            _ => panic!("{row:?}"),
+        })
+        .collect();
+    assert_eq!(rows, (1..=200_000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn statements_that_differ_in_literals_share_a_plan_and_not_an_answer() {
     let database = items("cached").await;
     let cached = async |sql: &str| {

@@ -11,6 +11,7 @@ use actix::prelude::SendError;
 use dosql_proto::{Address, Envelope, Error, ErrorCode, Protocol};
 use futures_channel::oneshot;
 use futures_util::future::LocalBoxFuture;
+use tokio::sync::Semaphore;
 
 use super::cell::{Cell, Close, Forward};
 use super::data_dir::{DataDir, DataDirError, validate};
@@ -22,6 +23,10 @@ use super::threads::ActorThread;
 use crate::runtime::{
     Actor, Context, Delivery, Input, Mailbox, MailboxReceiver, ObjectStore, Payload, Settings, mailbox, supervise,
 };
+
+/// Pieces of work that may go on beside the actors of one thread: more than there are processors, so that a short one gets on
+/// while others take long.
+const BESIDE_A_THREAD: usize = 8;
 
 /// Drives an actor of one kind until its mailbox closes.
 type Drive = fn(Context, MailboxReceiver) -> LocalBoxFuture<'static, ()>;
@@ -51,6 +56,8 @@ pub(super) struct Directory {
     pub(super) settings: Arc<Settings>,
     /// Bytes that one actor's database may keep in memory.
     pub(super) cache_bytes: u64,
+    /// Work that may go on beside the actors at a time.
+    pub(super) threads_beside: Arc<Semaphore>,
     mailbox_capacity: usize,
     threads: Vec<ActorThread>,
     state: Mutex<State>,
@@ -124,7 +131,8 @@ impl Directory {
         threads: Vec<ActorThread>,
     ) -> Self {
         let (http, state) = (Http::default(), Mutex::default());
-        Self { data_dir, objects, http, settings, cache_bytes, mailbox_capacity, threads, state }
+        let threads_beside = Arc::new(Semaphore::new(threads.len() * BESIDE_A_THREAD));
+        Self { data_dir, objects, http, settings, cache_bytes, threads_beside, mailbox_capacity, threads, state }
     }
 
     /// Makes a kind of actor known.

@@ -182,6 +182,25 @@ impl Host for LocalHost {
         tasks.spawn_local(future);
     }
 
+    fn has_threads(&self) -> bool {
+        true
+    }
+
+    fn beside(&self, work: Box<dyn FnOnce() + Send>) -> LocalBoxFuture<'static, ()> {
+        let threads = Arc::clone(&self.directory.threads_beside);
+        Box::pin(async move {
+            // An error would mean that it is closed, which nobody does.
+            let Ok(permit) = threads.acquire_owned().await else { return };
+            let done = tokio::task::spawn_blocking(move || {
+                work();
+                drop(permit);
+            });
+            if let Err(error) = done.await {
+                tracing::error!(%error, "work beside an actor has failed");
+            }
+        })
+    }
+
     fn end_incarnation(&self) {
         // Dropping the set has the arbiter drop the tasks before it runs the next incarnation, which pauses first.
         self.tasks.take();

@@ -113,12 +113,12 @@ impl Shared {
         work: Work,
         scope: &Scope,
     ) -> Result<(Connection, Found), Error> {
+        let over = Over(Arc::default());
+        sql_hooks::end_statements_when(&mut scratch, Arc::clone(&over.0))?;
         if !scratch.is_autocommit() {
             scratch.execute_batch("ROLLBACK").map_err(sql_error)?;
         }
         scratch.execute_batch("DROP TABLE IF EXISTS _dosql_result").map_err(sql_error)?;
-        let over = Over(Arc::default());
-        sql_hooks::end_statements_when(&mut scratch, Arc::clone(&over.0))?;
         let done = pin!(self.context.beside(move || {
             let found = work.run(&scratch);
             (scratch, found)

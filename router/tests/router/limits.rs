@@ -196,6 +196,33 @@ async fn a_deadline_ends_the_work_on_every_shard() {
 }
 
 #[tokio::test]
+async fn a_shard_does_not_hold_up_a_router_that_has_a_thread_of_its_own() {
+    let database = Database::new_on(4, "apart", 4, VSCHEMA, AutoShard::Off);
+    database.execute("CREATE TABLE log (line INT)", &[]).await.unwrap();
+    let fill =
+        "INSERT INTO log WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 3000) SELECT i FROM n";
+    database.execute(fill, &[]).await.unwrap();
+    // On the default shard, whose thread would be the router's as well.
+    let statement = Some(Statement {
+        sql: "SELECT count(*) FROM log a, log b, log c WHERE a.line + b.line > c.line * 4".to_owned(),
+        params: Vec::new(),
+    });
+    let long = ExecuteRequest { statement, timeout_ms: 15_000, ..ExecuteRequest::default() };
+    let mut long = std::pin::pin!(database.ask(Request::Execute(long)));
+    let others = async {
+        for _ in 0..20 {
+            assert_eq!(database.execute("SHOW VSCHEMA TABLES", &[]).await.unwrap().rows.len(), 2);
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        outcome = &mut long => panic!("a shard held the router until {outcome:?}"),
+        () = others => {}
+    }
+}
+
+#[tokio::test]
 async fn a_statement_that_takes_long_in_the_router_holds_up_no_other() {
     let database = items("beside").await;
     let statement = Some(Statement {

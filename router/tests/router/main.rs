@@ -41,19 +41,28 @@ struct Database {
 
 impl Database {
     fn new(name: &str, shards: u32, vschema: &str, auto_shard: AutoShard) -> Self {
+        Self::new_on(2, name, shards, vschema, auto_shard)
+    }
+
+    /// A new one on so many threads.
+    fn new_on(arbiters: usize, name: &str, shards: u32, vschema: &str, auto_shard: AutoShard) -> Self {
         let data_dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("router-{name}-{shards}"));
         let _ = std::fs::remove_dir_all(&data_dir);
         let settings = Settings { shard_count: shards, vschema: vschema.to_owned(), auto_shard, ..Settings::default() };
-        Self::start(data_dir, settings)
+        Self::start_on(arbiters, data_dir, settings)
     }
 
     fn start(data_dir: PathBuf, settings: Settings) -> Self {
+        Self::start_on(2, data_dir, settings)
+    }
+
+    fn start_on(arbiters: usize, data_dir: PathBuf, settings: Settings) -> Self {
         let with_shards = dosql_router::with_shards(settings.clone());
         let config =
-            NodeConfig { data_dir: data_dir.clone(), arbiters: 2, settings: with_shards, ..NodeConfig::default() };
+            NodeConfig { data_dir: data_dir.clone(), arbiters, settings: with_shards, ..NodeConfig::default() };
         let node = Node::new(config).unwrap();
         node.register::<Shard>().unwrap();
-        node.register::<Router>().unwrap();
+        node.register_apart::<Router>().unwrap();
         let client = node.client();
         Self { node, client, data_dir, settings }
     }

@@ -28,8 +28,18 @@ use crate::runtime::{
 /// while others take long.
 const BESIDE_A_THREAD: usize = 8;
 
+/// With so many threads one of them is for the kinds that are apart. With fewer, what messages cost between threads counts more.
+const THREADS_TO_BE_APART: usize = 4;
+
 /// Drives an actor of one kind until its mailbox closes.
 type Drive = fn(Context, MailboxReceiver) -> LocalBoxFuture<'static, ()>;
+
+#[derive(Clone, Copy)]
+struct Kind {
+    drive: Drive,
+    /// Whether no other kind is to hold it up.
+    is_apart: bool,
+}
 
 /// Where a node's objects are.
 #[derive(Clone)]
@@ -65,7 +75,7 @@ pub(super) struct Directory {
 
 #[derive(Default)]
 struct State {
-    kinds: HashMap<&'static str, Drive>,
+    kinds: HashMap<&'static str, Kind>,
     running: HashMap<Address, Running>,
     stopping: bool,
 }
@@ -136,11 +146,11 @@ impl Directory {
     }
 
     /// Makes a kind of actor known.
-    pub(super) fn register<A: Actor>(&self) -> Result<(), DataDirError> {
+    pub(super) fn register<A: Actor>(&self, is_apart: bool) -> Result<(), DataDirError> {
         let kind = <A::Protocol as Protocol>::KIND;
         self.data_dir.prepare_kind(kind)?;
         let drive: Drive = |context, receiver| Box::pin(supervise::<A>(context, receiver));
-        self.state().kinds.insert(kind, drive);
+        self.state().kinds.insert(kind, Kind { drive, is_apart });
         Ok(())
     }
 
@@ -204,23 +214,22 @@ impl Directory {
             return Err(stopped(address));
         }
         validate(address)?;
-        let Some(&drive) = state.kinds.get(address.kind.as_str()) else {
+        let Some(&kind) = state.kinds.get(address.kind.as_str()) else {
             return Err(Error::new(
                 ErrorCode::NotFound,
                 format!("there is no kind of actor called {:?}", address.kind),
             ));
         };
-        let running = self.start(address.clone(), drive);
+        let running = self.start(address.clone(), kind.drive, self.thread(address, kind, &state));
         let door = running.door();
         state.running.insert(address.clone(), running);
         Ok(door)
     }
 
-    fn start(self: &Arc<Self>, address: Address, drive: Drive) -> Running {
+    fn start(self: &Arc<Self>, address: Address, drive: Drive, thread: &ActorThread) -> Running {
         let (sender, receiver) = actix::dev::channel::channel(self.mailbox_capacity);
         let (alive, ended) = oneshot::channel::<()>();
         let directory = Arc::clone(self);
-        let thread = self.thread(&address);
         let (inputs, inbox) = mailbox(self.mailbox_capacity);
         let known = Arc::new(address.clone());
         let (cell, inputs_here) = (Addr::new(sender), inputs.clone());
@@ -236,12 +245,20 @@ impl Directory {
         running
     }
 
-    /// The thread that an actor runs on, or will.
-    fn thread(&self, address: &Address) -> &ActorThread {
+    /// The thread that an actor will run on.
+    fn thread(&self, address: &Address, kind: Kind, state: &State) -> &ActorThread {
+        // There is at least one.
+        let (apart, others) = self.threads.split_at(1);
+        let are_apart = self.threads.len() >= THREADS_TO_BE_APART && state.kinds.values().any(|kind| kind.is_apart);
+        let threads = match (are_apart, kind.is_apart) {
+            (true, true) => apart,
+            (true, false) => others,
+            (false, _) => &self.threads[..],
+        };
         let mut hasher = DefaultHasher::new();
         (&address.kind, &address.name).hash(&mut hasher);
         // The remainder fits: it is smaller than the number of threads, which is at least 1.
-        &self.threads[(hasher.finish() % self.threads.len() as u64) as usize]
+        &threads[(hasher.finish() % threads.len() as u64) as usize]
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {

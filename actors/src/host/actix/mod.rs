@@ -1,7 +1,7 @@
 //! The embedded host: one process, a pool of arbiter threads that any number of actors share.
 //!
-//! An actor starts on the first message to it, on the arbiter that its address hashes to. Everything it stores lives under one
-//! data directory:
+//! An actor starts on the first message to it, on the arbiter that its address hashes to, among those for its kind. Everything it
+//! stores lives under one data directory:
 //!
 //! ```text
 //! DATA_DIR/LOCK                          held while a node runs

@@ -113,7 +113,16 @@ impl Node {
     /// # Errors
     /// Where its directory cannot be created.
     pub fn register<A: Actor>(&self) -> Result<(), NodeError> {
-        Ok(self.directory.register::<A>()?)
+        Ok(self.directory.register::<A>(false)?)
+    }
+
+    /// Like [`register`](Self::register), for a kind that everything goes through: where there are four arbiters or more, one is for
+    /// such kinds alone, so that no other actor's work holds them up.
+    ///
+    /// # Errors
+    /// As `register`.
+    pub fn register_apart<A: Actor>(&self) -> Result<(), NodeError> {
+        Ok(self.directory.register::<A>(true)?)
     }
 
     /// Starts every actor that had set its alarm before the process ended, so that it rings. To be called once, after every

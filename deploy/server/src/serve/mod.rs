@@ -108,7 +108,7 @@ pub(crate) async fn run(options: Options) -> Result<(), ServeError> {
     }
     node.register::<Shard>()?;
     node.register::<Cdc>()?;
-    node.register::<Router>()?;
+    node.register_apart::<Router>()?;
     node.register::<Lake>()?;
     node.register::<Catalog>()?;
     node.register::<Analytics>()?;
